@@ -1,0 +1,177 @@
+"""The few calls that most people need: load a model, bound it, save the bundle, check it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import lipcheck
+from lipscope.bounds.auto import best, candidates, methods
+from lipscope.bounds.lower import lower_bound
+from lipscope.bounds.method import Candidate, Effort, Progress, silent
+from lipscope.bounds.problem import Problem, pose
+from lipscope.bounds.unbounded import Unbounded, prove_unbounded
+from lipscope.certificate.result import Result, Upper
+from lipscope.claims.claim import Claim, parse_output
+from lipscope.claims.errors import Interrupted, InternalError, UsageError
+from lipscope.claims.norms import parse_norm
+from lipscope.claims.regions import Region, parse_region
+from lipscope.network.graph import Graph, finite_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lipscope.network.load.load import LoadedModel
+
+FAILURE = 1e-9
+"""The largest probability with which the randomised norms of a whole network may be wrong."""
+
+LOWER_SHARE = 0.25
+"""The share of the budget that the search for a lower bound may take."""
+
+
+def load(
+    source: nn.Module | torch.export.ExportedProgram | str | Path,
+    input_shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    weights: str | Path | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+) -> LoadedModel:
+    """A model as lipscope's graph, shown to compute what the source model computes.
+
+    Args:
+        source: a module in eval mode, an exported program, the path of an `.onnx`, `.onnx.gz` or `.pt2` file, or
+            `package.module:factory`.
+        input_shape: shape of one example without its batch axis; needed for modules and factories.
+        weights: a `.safetensors`, `.pt` or `.pth` file of weights for a module or factory.
+        mean: what the user's pipeline subtracts from the raw input before the model, one number or one per channel.
+        std: what it divides by then. With these the constant is in units of the raw input.
+
+    Raises:
+        ModelError: the file cannot be read, the model is in train mode, is not deterministic, or graph and model disagree.
+        UnsupportedError: some operations are not understood; all of them are listed.
+    """
+    from lipscope.network.load import load as front
+
+    return front.load(source, input_shape=input_shape, weights=weights, mean=mean, std=std)
+
+
+def bound(
+    model: LoadedModel | Graph,
+    norm: str = "l2",
+    region: Region | str = "everywhere",
+    output: str = "all",
+    method: str = "auto",
+    budget: float = 60.0,
+    *,
+    check: bool = True,
+    progress: Progress = silent,
+) -> Result:
+    """An interval for the Lipschitz constant of a network, with its proof and its witness.
+
+    Args:
+        model: what `load` returned, or a graph.
+        norm: l1, l2 or linf, of input and output.
+        region: everywhere, a box or a ball, as an object or in the words of the command line; in raw input units.
+        output: `all`, `I`, or `I-J` for the difference of two, counted from 0 in the flattened output.
+        method: `auto` or the name of one method.
+        budget: seconds for the search; the check is not counted.
+        check: whether the independent checker decides at the end; without it the upper bound is only *computed*.
+        progress: called with what is being done and the share that is done.
+
+    Returns:
+        The result. Interrupted by the user it holds what was reached, with `interrupted` set.
+
+    Raises:
+        UsageError: the norm, region, output or method does not exist or does not fit the model.
+        Interrupted: the user stopped it before anything was reached.
+
+    Example:
+        >>> import torch
+        >>> from lipscope import bound, load
+        >>> twice = torch.nn.Linear(3, 3, bias=False).eval()
+        >>> _ = torch.nn.init.eye_(twice.weight).mul_(2)
+        >>> result = bound(load(twice, input_shape=(3,)))
+        >>> result.upper.status, round(result.upper.value, 6), round(result.lower, 6)
+        ('certified', 2.0, 2.0)
+    """
+    graph = model if isinstance(model, Graph) else model.graph
+    agreement = () if isinstance(model, Graph) else tuple(model.agreement)
+    finite_weights(graph)
+    methods(method)  # a wrong name is refused before anything is computed
+    if not budget > 0:
+        raise UsageError(f"expected a budget of more than 0 seconds, got {budget}")
+    chosen = parse_norm(norm)
+    where = parse_region(region, graph.input_size, chosen) if isinstance(region, str) else region
+    claim = Claim(chosen, where, parse_output(output, graph.output_size))
+    data = torch.stack([torch.from_numpy(x).reshape(-1) for x, _ in agreement]) if agreement else None
+    began, cpu = time.monotonic(), time.process_time()
+    problem = pose(graph, claim, data)
+    try:
+        result = _search(problem, method, began, budget, progress)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped before any bound was reached; give it a little more time") from None
+    result = replace(
+        result,
+        agreement=agreement,
+        dtype="float64" if isinstance(model, Graph) else model.dtype,
+        warnings=() if isinstance(model, Graph) else tuple(model.warnings),
+        seconds=time.monotonic() - began,
+        cpu_seconds=time.process_time() - cpu,
+    )
+    if result.upper.value is not None and result.upper.value < result.lower:
+        raise InternalError(
+            f"the upper bound {result.upper.value!r} came out below the attained lower bound {result.lower!r}; "
+            "please report this model: one of the two is wrong, and neither is returned"
+        )
+    if not check or result.interrupted:
+        return result
+    progress("checking the bundle independently", 0.0)
+    return result.checked(progress)
+
+
+def check(folder: str | Path, progress: Progress = silent) -> lipcheck.Verdict:
+    """The independent checker's verdict on a bundle, also written into it as `verdict.json`."""
+    return lipcheck.check(Path(folder), progress=progress)
+
+
+def _search(problem: Problem, method: str, began: float, budget: float, progress: Progress) -> Result:
+    effort = Effort(deadline=began + budget, failure=FAILURE, progress=progress)
+    found: list[Candidate] = list(candidates(problem, effort, method))
+    winner = best(found)
+    stopped = any(c.interrupted for c in found)
+    unbounded = prove_unbounded(problem) if winner is None else None
+    share = min(budget * LOWER_SHARE, 15.0)
+    search = replace(effort, deadline=time.monotonic() + (0.2 if stopped else share))
+    witness = None if unbounded else lower_bound(problem, search)
+    return Result(
+        problem=problem,
+        upper=_upper(problem, winner, unbounded, found),
+        candidate=winner,
+        unbounded=unbounded,
+        witness=witness,
+        candidates=tuple(found),
+        interrupted=stopped,
+    )
+
+
+def _upper(
+    problem: Problem, winner: Candidate | None, unbounded: Unbounded | None, found: Sequence[Candidate]
+) -> Upper:
+    if winner is not None:
+        return Upper(winner.value, winner.method, "computed", winner.failure)
+    if unbounded is not None:
+        name = problem.graph.nodes[unbounded.node].name
+        return Upper(None, unbounded.method, "unbounded", node=unbounded.node, layer=name, reason=unbounded.reason)
+    blocking = next((c.blocked for c in found if c.blocked is not None), None)
+    node = None if blocking is None else blocking.node
+    return Upper(
+        None, "none", "no-bound", node=node, layer=None if node is None else problem.graph.nodes[node].name,
+        reason=blocking.reason if blocking else "; ".join(f"{c.method}: {c.note}" for c in found),
+    )  # fmt: skip
+

@@ -1,0 +1,1 @@
+"""Whole-network methods: upper bounds with proofs, lower bounds with witnesses."""

@@ -1,0 +1,283 @@
+"""Lower bounds: a pair of points and a proof that the network's outputs there are so far apart.
+
+The search climbs on the norm of the Jacobian, evaluated at many points at once by power iteration with
+forward- and reverse-mode derivatives. What it returns is not a derivative, though, but a difference quotient of two
+float64 points: at a kink the derivative that automatic differentiation reports need not belong to any nearby point
+(x - relu(x) + relu(-x) is 0, and yet it reports 1 at 0). The quotient is evaluated with all rounding accounted for.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp
+
+from lipscope.bounds.method import Effort
+from lipscope.bounds.problem import Problem, propagate
+from lipscope.claims.norms import Norm
+from lipscope.claims.regions import Ball, Vector
+from lipscope.claims.rounding import down, norm_down, norm_up, quotient_down, sum_down, sum_up
+from lipscope.rules.graph_value import evaluate_graph
+from lipscope.rules.questions import Interval
+
+SEED = 20260101
+"""Of the search's own generator: the result depends on the arguments alone."""
+
+
+FEW_OUTPUTS = 32
+"""Up to this many outputs the whole Jacobian is cheaper than power iteration."""
+
+
+@dataclass(frozen=True)
+class Witness:
+    """Two points of the region and a proved lower bound of their difference quotient.
+
+    Attributes:
+        x: flattened input, float64.
+        y: flattened input, float64, different from x.
+        value: `|f(x) - f(y)| >= value |x - y|` in exact arithmetic, as box arithmetic shows.
+        seconds: what the search took.
+    """
+
+    x: Vector
+    y: Vector
+    value: float
+    seconds: float
+
+
+def lower_bound(problem: Problem, effort: Effort, rounds: int = 40) -> Witness | None:
+    """The best pair that a search of at most `rounds` rounds finds; None if every quotient found is 0.
+
+    Interrupted by the user, it returns the best pair so far.
+    """
+    began = time.monotonic()
+    search = _Search(problem)
+    try:
+        points = search.starts()
+        scores, directions = search.climb(points)
+        for done in range(rounds):
+            if effort.expired:
+                break
+            effort.progress("lower bound: climbing", done / rounds)
+            points, scores, directions = search.round(points, scores, directions)
+    except KeyboardInterrupt:
+        effort.progress("lower bound: stopped, keeping the best pair", 1.0)
+    pair = search.best_pair()
+    if pair is None:
+        return None
+    x, y, value = pair
+    return Witness(x, y, value, time.monotonic() - began)
+
+
+def vector_norm(x: Tensor, norm: Norm) -> Tensor:
+    """Norms of the rows of (B, n)."""
+    order = {"l1": 1.0, "l2": 2.0, "linf": math.inf}[norm]
+    return torch.linalg.vector_norm(x, order, dim=1)
+
+
+def quotient(problem: Problem, x: Vector, y: Vector) -> float:
+    """A number that `|f(x) - f(y)| / |x - y|` is not below, proved with outward-rounded boxes; 0 if nothing is proved."""
+    with np.errstate(over="ignore"):
+        gap = [abs(v) for v in _difference_up(x, y)]
+    apart = {"l1": sum_up, "l2": norm_up, "linf": max}[problem.norm](gap)
+    if apart == 0 or not math.isfinite(apart):
+        return 0.0
+    a, b = (_point_image(problem, p) for p in (x, y))
+    smallest = torch.maximum(down(a.lower - b.upper), down(b.lower - a.upper)).clamp_min(0).flatten()
+    if not bool(smallest.isfinite().all()):
+        return 0.0
+    entries = smallest.tolist()
+    reached = {"l1": sum_down, "l2": norm_down, "linf": max}[problem.norm](entries)
+    return quotient_down(reached, apart)
+
+
+def _difference_up(x: Vector, y: Vector) -> list[float]:
+    return [float(v) for v in np.nextafter(np.abs(x - y), np.inf) * (x != y)]
+
+
+def _point_image(problem: Problem, x: Vector) -> Interval:
+    point = torch.from_numpy(x).reshape(problem.graph.nodes[0].shape)
+    with torch.no_grad():
+        return propagate(problem.graph, Interval(point, point), [problem.graph.output])[problem.graph.output]
+
+
+class _Search:
+    """Points with large Jacobians, found by random starts and coordinate perturbations, and the best proved pair."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.size = problem.graph.input_size
+        self.generator = torch.Generator().manual_seed(SEED)
+        box = problem.claim.region.box()
+        self.low = None if box is None else torch.from_numpy(box.lower)
+        self.high = None if box is None else torch.from_numpy(box.upper)
+        work = sum(node.size for node in problem.graph.nodes)
+        self.batch = int(min(64, max(2, 4_000_000 // max(work, 1))))
+        self.pairs: list[tuple[float, Vector, Vector]] = []
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator, dtype=torch.float64)
+
+    def inside(self, points: Tensor) -> Tensor:
+        """The points moved into the region (for a ball: scaled towards its centre)."""
+        region = self.problem.claim.region
+        if self.low is not None and self.high is not None:
+            points = points.clamp(self.low, self.high)
+        if isinstance(region, Ball):
+            center = torch.from_numpy(region.center)
+            offset = points - center
+            length = vector_norm(offset, self.problem.norm).clamp_min(1e-300)
+            # A hair inside, so that rounding cannot put the point outside.
+            points = center + offset * (region.radius * (1 - 1e-9) / length).clamp_max(1.0)[:, None]
+        return points
+
+    def starts(self) -> Tensor:
+        """Random points at many scales, the given data, and corners and centre of the region."""
+        count = max(self.batch // 2, 1)
+        points = [self.problem.data[: self.batch]]
+        if self.low is None or self.high is None:
+            scale = 10.0 ** (3 * self._uniform(count, 1) - 1)
+            points += [scale * self._random(count, self.size), torch.zeros((1, self.size), dtype=torch.float64)]
+        else:
+            width = self.high - self.low
+            points += [
+                self.low + width * self._uniform(count, self.size),
+                self.low + width * (self._uniform(count, self.size) < 0.5),
+                (self.low + width / 2)[None],
+            ]
+        return self.inside(torch.cat(points))
+
+    def climb(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Norms of the Jacobians at the points and the directions that nearly attain them, (B,) and (B, n)."""
+        pieces = [self._jacobian_norms(chunk) for chunk in points.split(self.batch)]
+        return torch.cat([s for s, _ in pieces]), torch.cat([d for _, d in pieces])
+
+    def _jacobian_norms(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """The whole Jacobian where the network has few outputs, power iteration where it has many."""
+        few = self.problem.graph.output_size <= FEW_OUTPUTS
+        norms, directions = (self._row_by_row if few else self._power_iteration)(points)
+        return torch.nan_to_num(norms, nan=0.0, posinf=0.0), torch.nan_to_num(directions, nan=0.0)
+
+    def _row_by_row(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Operator norms of the Jacobians (B, m, n) and unit vectors that attain them."""
+        x = points.clone().requires_grad_()
+        value = evaluate_graph(self.problem.graph, x)
+        last = value.shape[1] - 1
+        rows = [
+            torch.autograd.grad(value[:, i].sum(), x, retain_graph=i < last)[0]
+            if value.requires_grad else torch.zeros_like(points) for i in range(last + 1)
+        ]  # fmt: skip
+        jacobian = torch.nan_to_num(torch.stack(rows, 1), nan=0.0, posinf=0.0, neginf=0.0)
+        if self.problem.norm == "linf":
+            sums = jacobian.abs().sum(2)
+            heaviest = sums.argmax(1)
+            return sums.amax(1), _signs(jacobian[torch.arange(len(points)), heaviest])
+        if self.problem.norm == "l1":
+            return jacobian.abs().sum(1).amax(1), _peak(jacobian.abs().sum(1))
+        # Rows are few: the top left singular vector comes from the small Gram matrix, J^T of it is the direction.
+        values, vectors = torch.linalg.eigh(jacobian @ jacobian.mT)
+        back = (jacobian.mT @ vectors[:, :, -1:])[:, :, 0]
+        moves = (back != 0).any(1)[:, None]
+        return values[:, -1].clamp_min(0).sqrt(), torch.where(moves, _unit(back, "l2"), _unit(self._random(*points.shape), "l2"))
+
+    def _power_iteration(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Power iteration for the operator norm (Boyd's for l1 and linf: sign vectors and unit vectors alternate)."""
+
+        def value(x: Tensor) -> Tensor:
+            return evaluate_graph(self.problem.graph, x)
+
+        norm = self.problem.norm
+        direction = _unit(self._random(*points.shape), norm)
+        out, pull = vjp(value, points)
+        best = torch.zeros(len(points), dtype=torch.float64)
+        kept = direction
+        for _ in range(6 if norm == "l2" else 3):
+            _, moved = jvp(value, (points,), (direction,))
+            length = torch.nan_to_num(vector_norm(moved, norm), nan=0.0, posinf=0.0)
+            better = length > best
+            best = torch.where(better, length, best)
+            kept = torch.where(better[:, None], direction, kept)
+            gradient = torch.nan_to_num(pull(_dual(moved, norm).reshape(out.shape))[0])
+            direction = _maximiser(gradient, norm, self._random(*points.shape))
+        return best, kept
+
+    def round(self, points: Tensor, scores: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One round: the best points stay, random subsets of their coordinates are moved, better ones are kept."""
+        order = scores.argsort(descending=True)[: min(4, len(scores))]
+        points, scores, directions = points[order], scores[order], directions[order]
+        self._try_pairs(points[:1], directions[:1])
+        copies = max(self.batch // len(points), 1)
+        seeds = points.repeat_interleave(copies, 0)
+        scale = 10.0 ** (2.5 * self._uniform(len(seeds), 1) - 2)
+        if self.low is not None and self.high is not None:
+            scale = scale * (self.high - self.low).mean() / 2
+        chosen = self._uniform(*seeds.shape) < self._uniform(len(seeds), 1)
+        fresh = self.inside(seeds + scale * chosen * self._random(*seeds.shape))
+        fresh_scores, fresh_directions = self.climb(fresh)
+        everything = torch.cat([points, fresh]), torch.cat([scores, fresh_scores]), torch.cat([directions, fresh_directions])
+        order = everything[1].argsort(descending=True)[: self.batch]
+        return everything[0][order], everything[1][order], everything[2][order]
+
+    def _try_pairs(self, points: Tensor, directions: Tensor) -> None:
+        """Quotients of `x +- t v` for many lengths t, in floating point; the promising ones are kept for the proof."""
+        lengths = 10.0 ** torch.linspace(-6, 2, 17, dtype=torch.float64)
+        for x, v in zip(points, directions, strict=True):
+            a, b = self.inside(x + lengths[:, None] * v), self.inside(x - lengths[:, None] * v)
+            with torch.no_grad():
+                rise = torch.cat([
+                    evaluate_graph(self.problem.graph, p) - evaluate_graph(self.problem.graph, q)
+                    for p, q in zip(a.split(self.batch), b.split(self.batch), strict=True)
+                ])  # fmt: skip
+            run = vector_norm(a - b, self.problem.norm)
+            slope = torch.where(run > 0, vector_norm(rise, self.problem.norm) / run.clamp_min(1e-300), 0.0)
+            for i in torch.nan_to_num(slope, posinf=0.0).argsort(descending=True)[:5].tolist():
+                self.pairs.append((float(slope[i]), a[i].numpy(), b[i].numpy()))
+
+    def best_pair(self) -> tuple[Vector, Vector, float] | None:
+        """The pair with the largest proved quotient among the twelve with the largest computed ones."""
+        self.pairs.sort(key=lambda pair: -pair[0])
+        proved: tuple[Vector, Vector, float] | None = None
+        for computed, x, y in self.pairs[:12]:
+            if proved is not None and computed <= proved[2]:
+                break
+            value = quotient(self.problem, x, y)
+            if value > (0.0 if proved is None else proved[2]):
+                proved = x, y, value
+        return proved
+
+
+def _unit(vectors: Tensor, norm: Norm) -> Tensor:
+    return vectors / vector_norm(vectors, norm).clamp_min(1e-300)[:, None]
+
+
+def _dual(vectors: Tensor, norm: Norm) -> Tensor:
+    """For each row y a vector z with dual norm 1 and `<z, y> = |y|`."""
+    if norm == "l2":
+        return _unit(vectors, "l2")
+    return _signs(vectors) if norm == "l1" else _peak(vectors)
+
+
+def _maximiser(gradients: Tensor, norm: Norm, fallback: Tensor) -> Tensor:
+    """For each row g the unit vector v with the largest `<g, v>`; a random one where g is 0."""
+    chosen = _unit(gradients, "l2") if norm == "l2" else (_peak(gradients) if norm == "l1" else _signs(gradients))
+    return torch.where((gradients != 0).any(1)[:, None], chosen, _unit(fallback, norm))
+
+
+def _signs(vectors: Tensor) -> Tensor:
+    return torch.where(vectors >= 0, 1.0, -1.0).to(torch.float64)
+
+
+def _peak(vectors: Tensor) -> Tensor:
+    """The unit vector (with sign) at each row's largest entry."""
+    at = vectors.abs().argmax(1, keepdim=True)
+    return torch.zeros_like(vectors).scatter(1, at, _signs(vectors.gather(1, at)))
+
+

@@ -1,0 +1,169 @@
+"""A claim about a graph made ready for the methods: the selected output, boxes of all values, slopes of all functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipscope.claims.claim import Claim, Output
+from lipscope.claims.errors import LipscopeError
+from lipscope.claims.norms import Norm
+from lipscope.claims.regions import check_size
+from lipscope.network.graph import Graph
+from lipscope.network.nodes import Concat, Constant, Dense, Elementwise, Node, Reshape
+from lipscope.rules.questions import Interval, box_image, slopes
+
+
+class NoBound(LipscopeError):
+    """Nothing finite can be proved: `node` (an index) stands in the way, `reason` says why."""
+
+    def __init__(self, node: int, name: str, reason: str) -> None:
+        self.node = node
+        self.reason = reason
+        super().__init__(f"no finite bound: {name!r} (node {node}): {reason}")
+
+
+def select_output(graph: Graph, output: Output) -> Graph:
+    """The graph followed by the nodes that pick one entry or a difference of two (see docs/certificate.md).
+
+    Of several outputs that are concatenated only those that are picked from are kept, so that an operation without a
+    bound in one of them does not stand in the way of the others.
+    """
+    if output.first is None:
+        return graph
+    nodes, chosen = list(graph.nodes), [i for i in (output.first, output.second) if i is not None]
+    source, positions = _picked_parts(graph, chosen)
+    if len(source) > 1:
+        size = sum(graph.nodes[i].size for i in source)
+        nodes.append(Concat(inputs=source, shape=(size,), name="output", axis=0))
+        source = (len(nodes) - 1,)
+    size = nodes[source[0]].size
+    row = np.zeros((1, size))
+    for position, sign in zip(positions, (1.0, -1.0), strict=False):
+        row[0, position] = sign
+    nodes.append(Reshape(inputs=source, shape=(size,), name="output"))
+    nodes.append(Dense(inputs=(len(nodes) - 1,), shape=(1,), name=f"output[{output.text}]", weight=row, axis=0))
+    return replace(graph, nodes=tuple(nodes), output=len(nodes) - 1, output_shapes=((1,),))
+
+
+def _picked_parts(graph: Graph, chosen: Sequence[int]) -> tuple[tuple[int, ...], list[int]]:
+    """The nodes that hold the chosen entries of the output, in order, and the entries' positions in their concatenation."""
+    node = graph.nodes[graph.output]
+    if not (isinstance(node, Concat) and len(node.shape) == 1):
+        return (graph.output,), list(chosen)
+    starts = np.cumsum([0, *(graph.nodes[i].size for i in node.inputs)])
+    parts = [int(np.searchsorted(starts, entry, side="right")) - 1 for entry in chosen]
+    kept = sorted(set(parts))
+    offsets = np.cumsum([0, *(graph.nodes[node.inputs[k]].size for k in kept)])
+    positions = [int(offsets[kept.index(k)] + entry - starts[k]) for k, entry in zip(parts, chosen, strict=True)]
+    return tuple(node.inputs[k] for k in kept), positions
+
+
+def propagate(graph: Graph, box: Interval, keep: Sequence[int] | None = None) -> dict[int, Interval]:
+    """Boxes of the values that reach the output when the input lies in `box`, rounded outward.
+
+    Args:
+        graph: the network.
+        box: of the graph's input.
+        keep: the nodes whose boxes are wanted; None for all that reach the output.
+    """
+    needed = graph.ancestors(graph.output)
+    wanted = needed if keep is None else set(keep)
+    last_reader = {i: max((r for r in readers if r in needed), default=i) for i, readers in enumerate(graph.readers)}
+    images: dict[int, Interval] = {0: box}
+    for index, node in enumerate(graph.nodes):
+        if index and index in needed:
+            images[index] = box_image(node, *(images[i] for i in node.inputs))
+            for i in set(node.inputs):
+                if last_reader[i] == index and i not in wanted:
+                    del images[i]
+    return {i: images[i] for i in wanted if i in images}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A claim about a graph.
+
+    Attributes:
+        stored: the network as it is stored in a bundle.
+        graph: the same, followed by the selection of the claim's output.
+        claim: what is asked.
+        data: points of the input space worth looking at, (k, input size).
+    """
+
+    stored: Graph
+    graph: Graph
+    claim: Claim
+    data: Tensor
+
+    @property
+    def norm(self) -> Norm:
+        """The claim's norm."""
+        return self.claim.norm
+
+    @cached_property
+    def box(self) -> Interval | None:
+        """The box around the region in the shape of the graph's input, or None for the whole space."""
+        box = self.claim.region.box()
+        if box is None:
+            return None
+        shape = self.graph.nodes[0].shape
+        return Interval(torch.from_numpy(box.lower).reshape(shape), torch.from_numpy(box.upper).reshape(shape))
+
+    @cached_property
+    def intervals(self) -> dict[int, Interval] | None:
+        """Boxes of all values over the region, or None for the whole space."""
+        return None if self.box is None else propagate(self.graph, self.box)
+
+    def operand(self, node: Node, position: int = 0) -> Interval | None:
+        """The box of one of a node's operands, or None for the whole space."""
+        return None if self.intervals is None else self.intervals[node.inputs[position]]
+
+    @cached_property
+    def reaching(self) -> frozenset[int]:
+        """The nodes that the output depends on."""
+        return frozenset(self.graph.ancestors(self.graph.output))
+
+    @cached_property
+    def slopes(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Enclosures of the difference quotients of every `Elementwise` node, by index, of the node's shape."""
+        return {
+            index: slopes(node, self.operand(node))
+            for index, node in enumerate(self.graph.nodes)
+            if isinstance(node, Elementwise) and index in self.reaching
+        }
+
+    def is_linear(self, index: int) -> bool:
+        """Whether the node is affine on the region: an affine kind, or a function whose slopes are all fixed there."""
+        node = self.graph.nodes[index]
+        if isinstance(node, Elementwise):
+            if index not in self.slopes:
+                return False
+            lower, upper = self.slopes[index]
+            return bool(torch.equal(lower, upper) and torch.isfinite(lower).all())
+        return node.affine
+
+    @cached_property
+    def constant(self) -> tuple[bool, ...]:
+        """For each node whether it depends on constants alone."""
+        known: list[bool] = []
+        for node in self.graph.nodes:
+            alone = isinstance(node, Constant) or (bool(node.inputs) and all(known[i] for i in node.inputs))
+            known.append(alone)
+        return tuple(known)
+
+
+def pose(graph: Graph, claim: Claim, data: Tensor | None = None) -> Problem:
+    """The problem of `claim` about `graph`.
+
+    Raises:
+        UsageError: the region does not fit the graph's input.
+    """
+    check_size(claim.region, graph.input_size)
+    points = torch.zeros((0, graph.input_size), dtype=torch.float64) if data is None else data
+    return Problem(graph, select_output(graph, claim.output), claim, points)

@@ -1,0 +1,165 @@
+"""The product bound: norms of segments multiplied along the network, added at sums, joined at concatenations.
+
+For a chain this is the product of the layers' norms, with everything linear between two nonlinear operations taken
+as one map. On a box, slopes are those that occur there: rows of a segment that ends at an activation are scaled by
+the largest slope, columns of dead units vanish, and activations whose slopes are all fixed belong to the segment.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+from lipscope.bounds.method import Candidate, Effort, LayerRow, Method, Proof, Step
+from lipscope.bounds.problem import NoBound, Problem
+from lipscope.bounds.segments import anchors, segment
+from lipscope.claims.rounding import UNIT_ROUNDOFF, product_up
+from lipscope.network.nodes import Elementwise, Node
+from lipscope.operator_norm import Enclosure, enclose
+from lipscope.rules.linear_map import LinearMap
+from lipscope.rules.questions import NoRule, gain, join
+
+
+class Product(Method):
+    """Norms of segments, composed along the graph. Accepts every network; exact norms, loose where directions differ."""
+
+    name = "product"
+
+    def accepts(self, problem: Problem) -> str | None:
+        """Every problem is accepted; where a node has no constant, `search` says which."""
+        del problem
+        return None
+
+    def search(self, problem: Problem, effort: Effort) -> Candidate:
+        """The product bound; stopped early it finishes with the cheapest norms."""
+        began = time.monotonic()
+        composition = _Composition(problem, effort, anchors(problem))
+        value = composition.constant(problem.graph.output)
+        # The checker composes the same norms with its own outward roundings, a few units in the last place a step.
+        return Candidate(
+            method=self.name,
+            value=product_up(value, 1 + 16 * (len(composition.steps) + 1) * UNIT_ROUNDOFF),
+            seconds=time.monotonic() - began,
+            proof=Proof(self.name, tuple(sorted(composition.steps, key=lambda s: s.node))),
+            failure=composition.failure,
+            layers=tuple(row for _, row in sorted(composition.layers, key=lambda pair: pair[0])),
+            note="stopped early: the remaining norms are the cheap ones" if composition.hurried else "",
+            interrupted=composition.interrupted,
+        )
+
+
+@dataclass
+class _Composition:
+    """One walk over a network; constants of nodes are found on demand and kept."""
+
+    problem: Problem
+    effort: Effort
+    anchor: tuple[int, ...]
+    known: dict[int, float] = field(default_factory=lambda: {0: 1.0})
+    steps: list[Step] = field(default_factory=list)
+    layers: list[tuple[int, LayerRow]] = field(default_factory=list)
+    failure: float = 0.0
+    hurried: bool = False
+    interrupted: bool = False
+
+    def constant(self, output: int) -> float:
+        """Upper bound of the constant of the map from the input to node `output`."""
+        needed = [i for i in range(output + 1) if self._needed(i, output)]
+        segments = sum(self._rule(i) == "segment" for i in needed)
+        share = self.effort.failure / max(segments, 1)
+        for done, index in enumerate(needed):
+            if index in self.known:
+                continue
+            node = self.problem.graph.nodes[index]
+            self.effort.progress(f"product: {node.name or node.kind}", done / len(needed))
+            if self.problem.constant[index]:
+                self.known[index] = 0.0
+            elif self._rule(index) == "segment":
+                self._segment(index, share)
+            else:
+                self._nonlinear(index, node)
+        return self.known[output]
+
+    def _needed(self, index: int, output: int) -> bool:
+        """A node's constant is needed if it is an anchor, is read by a node that is not linear in a single anchor, or is the output."""
+        if index not in self.problem.reaching:
+            return False
+        own = self.anchor[index] == index
+        readers = self.problem.graph.readers[index]
+        joined = any(self.anchor[r] == r and self._rule(r) != "segment" for r in readers)
+        return index == output or own or joined
+
+    def _rule(self, index: int) -> str:
+        node = self.problem.graph.nodes[index]
+        if isinstance(node, Elementwise) or self.anchor[index] != index:
+            return "segment"
+        return "join" if len(node.inputs) > 1 else "gain"
+
+    def _segment(self, index: int, share: float) -> None:
+        node = self.problem.graph.nodes[index]
+        start = self.anchor[index]
+        if start == index:  # a nonlinear function: its segment begins at its operand's anchor
+            start = self.anchor[node.inputs[0]]
+            self._demand_finite_slopes(index, node)
+        piece = segment(self.problem, start, index)
+        bound = self._enclose(piece.map, share)
+        constant = product_up(bound.upper, self.known[start])
+        self._demand_finite(index, node, constant)
+        self.failure += bound.failure
+        self.known[index] = constant
+        self.steps.append(Step(index, "segment", constant, start, bound.upper, bound.evidence))
+        weighted = [self.problem.graph.nodes[i] for i in piece.inner if self.problem.graph.nodes[i].parameters()]
+        shown = [n for n in weighted if n.kind in _NAMED] or [node]
+        row = LayerRow(
+            " + ".join(dict.fromkeys(n.name for n in shown)), " + ".join(dict.fromkeys(n.kind for n in shown)),
+            bound.lower, bound.upper, str(bound.evidence["kind"]), bound.seconds,
+        )  # fmt: skip
+        self.layers.append((index, row))
+
+    def _enclose(self, linear_map: LinearMap, share: float) -> Enclosure:
+        """The segment's norm; once time is up or the user has had enough, the cheapest proof."""
+        norm, effort = self.problem.norm, self.effort
+        if not (self.hurried or effort.expired):
+            try:
+                return enclose(
+                    linear_map, norm, tolerance=effort.tolerance, failure=share, deadline=effort.deadline,
+                    memory=effort.memory,
+                )  # fmt: skip
+            except KeyboardInterrupt:
+                self.interrupted = True
+        self.hurried = True
+        return enclose(linear_map, norm, deadline=0.0)
+
+    def _nonlinear(self, index: int, node: Node) -> None:
+        constants = tuple(self.known[i] for i in node.inputs)
+        try:
+            if len(node.inputs) == 1:
+                factor = gain(node, self.problem.norm, self.problem.operand(node))
+                constant = product_up(factor, constants[0])
+                self.layers.append((index, LayerRow(node.name, node.kind, None, factor, "closed form")))
+                rule = "gain"
+            else:
+                regions = self.problem.intervals
+                boxes = None if regions is None else tuple(regions[i] for i in node.inputs)
+                constant = join(node, self.problem.norm, constants, boxes)
+                rule = "join"
+        except NoRule as missing:
+            raise NoBound(index, node.name, missing.reason) from None
+        self._demand_finite(index, node, constant)
+        self.known[index] = constant
+        self.steps.append(Step(index, rule, constant))
+
+    def _demand_finite_slopes(self, index: int, node: Node) -> None:
+        lower, upper = self.problem.slopes[index]
+        if not (lower.isfinite().all() and upper.isfinite().all()):
+            assert isinstance(node, Elementwise)
+            where = "on the whole line" if self.problem.box is None else "on the box of its operand"
+            raise NoBound(index, node.name, f"{node.function} has unbounded slope {where}; give a box region that keeps it away")
+
+    def _demand_finite(self, index: int, node: Node, constant: float) -> None:
+        if not math.isfinite(constant):
+            raise NoBound(index, node.name, "the product of constants up to here exceeds the range of float64")
+
+
+_NAMED = ("Dense", "Conv", "ConvTranspose", "BatchNorm", "MulConstant", "DivConstant", "AveragePool", "Mean", "Sum")

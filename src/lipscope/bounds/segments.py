@@ -1,0 +1,207 @@
+"""Segments: the linear maps between one nonlinear node and the next, taken whole.
+
+A node v is affine in an earlier node a if every way back from v through affine nodes ends at a (or at constants).
+The norm of the composed map is never above the product of its factors' norms, and it is exact where the factors
+cancel or do not share their top directions, so segments are as long as they can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipscope.bounds.problem import Problem
+from lipscope.network.nodes import (
+    AddConstant, BatchNorm, Conv, DivConstant, Elementwise, MulConstant, Node,
+)  # fmt: skip
+from lipscope.rules.linear_map import LinearMap
+from lipscope.rules.questions import Roundings, absolute, evaluate, linear_part, roundings
+
+
+def anchors(problem: Problem) -> tuple[int, ...]:
+    """For each node the node whose affine function it is.
+
+    The anchor of a nonlinear node is itself, and so is that of an affine node whose inputs have different anchors (a
+    residual sum). Nodes that depend on constants alone have anchor -1.
+    """
+    found: list[int] = []
+    for index, node in enumerate(problem.graph.nodes):
+        if problem.constant[index]:
+            found.append(-1)
+            continue
+        sources = {found[i] for i in node.inputs} - {-1}
+        single = problem.is_linear(index) and len(sources) == 1
+        found.append(sources.pop() if single else index)
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The linear map from the value of `start` to that of `end`.
+
+    Attributes:
+        start: the node it begins at; entries whose slopes are both 0 there are constant, their columns are 0.
+        end: the node it ends at; if that is a nonlinear function, its rows carry the largest slopes.
+        inner: the affine nodes between, in topological order (`end` included where it is affine).
+        map: the linear map.
+    """
+
+    start: int
+    end: int
+    inner: tuple[int, ...]
+    map: LinearMap
+
+
+def between(problem: Problem, start: int, end: int) -> tuple[int, ...]:
+    """The nodes after `start` that `end` depends on and that depend on `start`, `end` included, in order."""
+    forward = {start}
+    for index in range(start + 1, end + 1):
+        if forward & set(problem.graph.nodes[index].inputs):
+            forward.add(index)
+    return tuple(sorted((forward & problem.graph.ancestors(end)) - {start}))
+
+
+def segment(problem: Problem, start: int, end: int) -> Segment:
+    """The segment from `start` to `end`, which must be affine in `start` up to a final nonlinear function."""
+    path = between(problem, start, end)
+    scaled_end = not problem.is_linear(end)
+    inner = path[:-1] if scaled_end else path
+    mask = _live_entries(problem, start)
+    rows = _largest_slope(problem, end) if scaled_end else None
+    factors = {index: _factor(problem, index) for index in inner}
+    target = problem.graph.nodes[end].inputs[0] if scaled_end else end
+    plain = _Composition(problem, start, target, factors, mask, rows)
+    absolute_factors = {index: absolute(node) for index, node in factors.items()}
+    positive = _Composition(problem, start, target, absolute_factors, mask, rows)
+    linear_map = LinearMap(
+        input_shape=problem.graph.nodes[start].shape,
+        output_shape=problem.graph.nodes[end].shape,
+        apply=plain.apply,
+        adjoint=plain.adjoint,
+        absolute=positive.apply,
+        absolute_adjoint=positive.adjoint,
+        roundings=_count(problem, start, target, factors, rows is not None),
+        convolution=_as_convolution(problem, [factors[i] for i in inner], mask, rows),
+    )
+    return Segment(start, end, inner, linear_map)
+
+
+def _live_entries(problem: Problem, index: int) -> Tensor | None:
+    """1 where the value of node `index` can change on the region, 0 where it is constant; None if all can."""
+    if index not in problem.slopes:
+        return None
+    lower, upper = problem.slopes[index]
+    dead = (lower == 0) & (upper == 0)
+    return (~dead).to(torch.float64) if bool(dead.any()) else None
+
+
+def _largest_slope(problem: Problem, index: int) -> Tensor:
+    lower, upper = problem.slopes[index]
+    return torch.maximum(lower.abs(), upper.abs())
+
+
+def _factor(problem: Problem, index: int) -> Node:
+    """The linear part of an affine node; a function with fixed slopes is a multiplication by them."""
+    node = problem.graph.nodes[index]
+    if isinstance(node, Elementwise):
+        value = problem.slopes[index][0].numpy()
+        return MulConstant(inputs=node.inputs, shape=node.shape, name=node.name, value=value)
+    return linear_part(node)
+
+
+class _Composition:
+    """Linear parts composed along the graph, and the transpose by automatic differentiation.
+
+    The transpose of a linear map does not depend on the point, so one recorded pass per batch size serves every call.
+    """
+
+    def __init__(
+        self, problem: Problem, start: int, target: int, factors: dict[int, Node], mask: Tensor | None,
+        rows: Tensor | None,
+    ) -> None:  # fmt: skip
+        self._nodes = problem.graph.nodes
+        self._start = start
+        self._target = target
+        self._factors = factors
+        self._mask = mask
+        self._rows = rows
+        self._recorded: tuple[int, Tensor, Tensor] | None = None
+
+    def apply(self, x: Tensor) -> Tensor:
+        values = {self._start: x if self._mask is None else x * self._mask}
+        remaining = {i: sum(i in self._nodes[j].inputs for j in self._factors) for i in (self._start, *self._factors)}
+        for index, node in self._factors.items():
+            batch = x.shape[:1]
+            operands = [
+                values[i] if i in values else x.new_zeros((*batch, *self._nodes[i].shape)) for i in node.inputs
+            ]
+            values[index] = evaluate(node, *operands)
+            for i in set(node.inputs) & values.keys():
+                remaining[i] -= 1
+                if remaining[i] == 0 and i != self._target:
+                    del values[i]
+        result = values[self._target]
+        return result if self._rows is None else result * self._rows
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        batch = y.shape[0]
+        if self._recorded is None or self._recorded[0] != batch:
+            with torch.enable_grad():
+                x = torch.zeros((batch, *self._nodes[self._start].shape), dtype=torch.float64, requires_grad=True)
+                self._recorded = batch, x, self.apply(x)
+        _, x, value = self._recorded
+        if not value.requires_grad:
+            return torch.zeros_like(x)
+        return torch.autograd.grad(value, x, y, retain_graph=True)[0]
+
+
+def _count(problem: Problem, start: int, target: int, factors: dict[int, Node], scaled: bool) -> Roundings:
+    """Roundings along the longest way; one more for the rows' scaling."""
+    forward, backward = {start: 0}, {start: 0}
+    for index, node in factors.items():
+        own = roundings(node)
+        forward[index] = own.forward + max((forward[i] for i in node.inputs if i in forward), default=0)
+        # A value that several nodes read collects their adjoints in a sum: one rounding for each further reader.
+        joins = max((sum(i in n.inputs for n in factors.values()) for i in node.inputs if i in forward), default=1)
+        backward[index] = own.adjoint + joins - 1 + max((backward[i] for i in node.inputs if i in backward), default=0)
+    extra = int(scaled)
+    return Roundings(forward[target] + extra, backward[target] + extra)
+
+
+def _as_convolution(
+    problem: Problem, factors: Sequence[Node], mask: Tensor | None, rows: Tensor | None
+) -> Conv | None:
+    """The segment as one zero-padded convolution with the scalings of its output channels in its weights."""
+    convs = [node for node in factors if isinstance(node, Conv)]
+    if len(convs) != 1 or mask is not None or not isinstance(factors[0], Conv):
+        return None
+    conv = convs[0]
+    scale = torch.ones(conv.shape[1], dtype=torch.float64)
+    for node in factors[1:]:
+        if not isinstance(node, (BatchNorm, MulConstant, DivConstant, AddConstant)) and node.kind != "Reshape":
+            return None
+        if node.kind == "Reshape" and node.shape != conv.shape:
+            return None
+        channel = _per_channel(evaluate(node, torch.ones((1, *conv.shape), dtype=torch.float64))[0])
+        if channel is None:
+            return None
+        scale = scale * channel
+    if rows is not None:
+        channel = _per_channel(rows)
+        if channel is None:
+            return None
+        scale = scale * channel
+    weight = np.asarray(conv.weight, dtype=np.float64)
+    weight = weight * scale.numpy().reshape(-1, *(1,) * (weight.ndim - 1))
+    return replace(conv, weight=weight, bias=None)
+
+
+def _per_channel(values: Tensor) -> Tensor | None:
+    """One number per channel (axis 1) if `values` (N, C, *spatial) is constant elsewhere."""
+    by_channel = values.movedim(1, 0).reshape(values.shape[1], -1)
+    first = by_channel[:, :1]
+    return first[:, 0].clone() if bool((by_channel == first).all()) else None

@@ -1,0 +1,152 @@
+"""Writing a result as a bundle, the folder that the checker reads; the schema is in docs/certificate.md."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lipscope.certificate.files import new_folder
+from lipscope.claims.errors import UsageError
+from lipscope.claims.regions import Ball, Box
+from lipscope.network.graph import array_digest, encode
+from lipscope.network.nodes import Array
+
+if TYPE_CHECKING:
+    from lipscope.certificate.result import Result
+
+SCHEMA = "lipscope-bundle/1"
+Json = dict[str, object]
+
+
+class _Arrays:
+    """The bundle's arrays by digest; equal arrays are stored once."""
+
+    def __init__(self, known: dict[str, Array]) -> None:
+        self.by_digest = known
+
+    def put(self, array: Array) -> Json:
+        digest = array_digest(array)
+        self.by_digest[digest] = array
+        return {"array": digest}
+
+
+def _number(value: float | None) -> Json | None:
+    return None if value is None else {"float": float(value).hex()}
+
+
+def write_bundle(result: Result, folder: Path) -> None:
+    """Write the bundle of a result; an older bundle in its place is replaced.
+
+    Raises:
+        ResourceError: the disk is full; nothing is left behind.
+        UsageError: the place cannot be written.
+    """
+    graph, stored = encode(result.problem.stored)
+    arrays = _Arrays(stored)
+    documents: dict[str, Json] = {
+        "graph.json": graph,
+        "claim.json": _claim(result, arrays),
+        "proof.json": _proof(result, arrays),
+        "witness.json": _witness(result, arrays),
+        "agreement.json": _agreement(result, arrays),
+        "result.json": result.to_json(),
+    }
+    with new_folder(folder, "bundle.json") as place:
+        digests: dict[str, str] = {}
+        (place / "arrays").mkdir()
+        contents = {name: json.dumps(document, indent=1).encode() for name, document in documents.items()}
+        for digest, array in arrays.by_digest.items():
+            contents[f"arrays/{digest}.npy"] = _npy(array)
+        for name, content in contents.items():
+            (place / name).write_bytes(content)
+            digests[name] = hashlib.sha256(content).hexdigest()
+        if result.verdict is not None:
+            (place / "verdict.json").write_bytes(json.dumps(result.verdict, indent=1).encode())
+        index = {"schema": SCHEMA, "files": digests}
+        (place / "bundle.json").write_bytes(json.dumps(index, indent=1, sort_keys=True).encode())
+
+
+def read_result(folder: Path) -> Json:
+    """The result that a bundle holds, as JSON; for reports.
+
+    Raises:
+        UsageError: the folder is not a bundle.
+    """
+    try:
+        found = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"expected a bundle at {folder}, made by lipscope bound -o: {error}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"expected a bundle at {folder}, got a result.json that is no object")
+    return found
+
+
+def _npy(array: Array) -> bytes:
+    buffer = io.BytesIO()
+    plain = np.array(array, order="C", copy=True)
+    np.lib.format.write_array(buffer, plain.astype(plain.dtype.newbyteorder("<"), copy=False), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _claim(result: Result, arrays: _Arrays) -> Json:
+    claim, upper = result.problem.claim, result.upper
+    region: Json = {"kind": claim.region.kind}
+    if isinstance(claim.region, Box):
+        region.update(lower=arrays.put(claim.region.lower), upper=arrays.put(claim.region.upper))
+    elif isinstance(claim.region, Ball):
+        region.update(center=arrays.put(claim.region.center), radius=_number(claim.region.radius))
+    return {
+        "model": result.problem.stored.digest,
+        "input_norm": claim.norm,
+        "output_norm": claim.norm,
+        "region": region,
+        "output": claim.output.text,
+        "upper": {
+            "status": "computed" if upper.value is not None else upper.status,
+            "value": _number(upper.value),
+            "failure": _number(upper.failure),
+            "node": upper.node,
+            "reason": upper.reason if upper.value is None else None,
+        },
+        "lower": {"value": _number(result.lower)},
+    }
+
+
+def _proof(result: Result, arrays: _Arrays) -> Json:
+    if result.unbounded is not None:
+        names = {"countable": ("x", "y"), "polynomial": ("x", "direction")}[result.unbounded.method]
+        points = {name: arrays.put(p) for name, p in zip(names, result.unbounded.points, strict=True)}
+        return {"method": result.unbounded.method, **points}
+    if result.candidate is None or result.candidate.proof is None:
+        return {"method": "none"}
+    proof, problem = result.candidate.proof, result.problem
+    slopes, intervals = {}, {}
+    for index, (low, high) in problem.slopes.items():
+        slopes[str(index)] = {"lower": arrays.put(low.numpy()), "upper": arrays.put(high.numpy())}
+        if problem.intervals is not None:
+            operand = problem.graph.nodes[index].inputs[0]
+            box = problem.intervals[operand]
+            intervals[str(operand)] = {"lower": arrays.put(box.lower.numpy()), "upper": arrays.put(box.upper.numpy())}
+    steps = []
+    for step in proof.steps:
+        entry: Json = {"node": step.node, "rule": step.rule}
+        if step.rule == "segment":
+            entry.update({"from": step.start, "norm": _number(step.norm), "evidence": step.evidence})
+        steps.append(entry)
+    return {"method": proof.method, "intervals": intervals, "slopes": slopes, "steps": steps}
+
+
+def _witness(result: Result, arrays: _Arrays) -> Json:
+    if result.witness is None:
+        return {}
+    return {"x": arrays.put(result.witness.x), "y": arrays.put(result.witness.y)}
+
+
+def _agreement(result: Result, arrays: _Arrays) -> Json:
+    pairs = [{"input": arrays.put(x), "output": arrays.put(y)} for x, y in result.agreement]
+    return {"dtype": result.dtype, "pairs": pairs}
