@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,11 @@ SEED = 20260101
 
 FEW_OUTPUTS = 32
 """Up to this many outputs the whole Jacobian is cheaper than power iteration."""
+
+
+Length = Callable[[list[float]], float]
+LENGTH_UP: dict[Norm, Length] = {"l1": sum_up, "l2": norm_up, "linf": max}
+LENGTH_DOWN: dict[Norm, Length] = {"l1": sum_down, "l2": norm_down, "linf": max}
 
 
 @dataclass(frozen=True)
@@ -77,14 +83,15 @@ def lower_bound(problem: Problem, effort: Effort, rounds: int = 40) -> Witness |
 def vector_norm(x: Tensor, norm: Norm) -> Tensor:
     """Norms of the rows of (B, n)."""
     order = {"l1": 1.0, "l2": 2.0, "linf": math.inf}[norm]
-    return torch.linalg.vector_norm(x, order, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(x, order, dim=1)
+    return norms
 
 
 def quotient(problem: Problem, x: Vector, y: Vector) -> float:
     """A number that `|f(x) - f(y)| / |x - y|` is not below, proved with outward-rounded boxes; 0 if nothing is proved."""
     with np.errstate(over="ignore"):
         gap = [abs(v) for v in _difference_up(x, y)]
-    apart = {"l1": sum_up, "l2": norm_up, "linf": max}[problem.norm](gap)
+    apart = LENGTH_UP[problem.norm](gap)
     if apart == 0 or not math.isfinite(apart):
         return 0.0
     a, b = (_point_image(problem, p) for p in (x, y))
@@ -92,7 +99,7 @@ def quotient(problem: Problem, x: Vector, y: Vector) -> float:
     if not bool(smallest.isfinite().all()):
         return 0.0
     entries = smallest.tolist()
-    reached = {"l1": sum_down, "l2": norm_down, "linf": max}[problem.norm](entries)
+    reached = LENGTH_DOWN[problem.norm](entries)
     return quotient_down(reached, apart)
 
 
@@ -157,7 +164,7 @@ class _Search:
 
     def climb(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Norms of the Jacobians at the points and the directions that nearly attain them, (B,) and (B, n)."""
-        pieces = [self._jacobian_norms(chunk) for chunk in points.split(self.batch)]
+        pieces = [self._jacobian_norms(chunk) for chunk in torch.split(points, self.batch)]
         return torch.cat([s for s, _ in pieces]), torch.cat([d for _, d in pieces])
 
     def _jacobian_norms(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,7 +193,9 @@ class _Search:
         values, vectors = torch.linalg.eigh(jacobian @ jacobian.mT)
         back = (jacobian.mT @ vectors[:, :, -1:])[:, :, 0]
         moves = (back != 0).any(1)[:, None]
-        return values[:, -1].clamp_min(0).sqrt(), torch.where(moves, _unit(back, "l2"), _unit(self._random(*points.shape), "l2"))
+        return values[:, -1].clamp_min(0).sqrt(), torch.where(
+            moves, _unit(back, "l2"), _unit(self._random(*points.shape), "l2")
+        )
 
     def _power_iteration(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Power iteration for the operator norm (Boyd's for l1 and linf: sign vectors and unit vectors alternate)."""
@@ -196,11 +205,11 @@ class _Search:
 
         norm = self.problem.norm
         direction = _unit(self._random(*points.shape), norm)
-        out, pull = vjp(value, points)
+        out, pull = vjp(value, points)[:2]
         best = torch.zeros(len(points), dtype=torch.float64)
         kept = direction
         for _ in range(6 if norm == "l2" else 3):
-            _, moved = jvp(value, (points,), (direction,))
+            moved = jvp(value, (points,), (direction,))[1]
             length = torch.nan_to_num(vector_norm(moved, norm), nan=0.0, posinf=0.0)
             better = length > best
             best = torch.where(better, length, best)
@@ -222,7 +231,11 @@ class _Search:
         chosen = self._uniform(*seeds.shape) < self._uniform(len(seeds), 1)
         fresh = self.inside(seeds + scale * chosen * self._random(*seeds.shape))
         fresh_scores, fresh_directions = self.climb(fresh)
-        everything = torch.cat([points, fresh]), torch.cat([scores, fresh_scores]), torch.cat([directions, fresh_directions])
+        everything = (
+            torch.cat([points, fresh]),
+            torch.cat([scores, fresh_scores]),
+            torch.cat([directions, fresh_directions]),
+        )
         order = everything[1].argsort(descending=True)[: self.batch]
         return everything[0][order], everything[1][order], everything[2][order]
 
@@ -234,7 +247,7 @@ class _Search:
             with torch.no_grad():
                 rise = torch.cat([
                     evaluate_graph(self.problem.graph, p) - evaluate_graph(self.problem.graph, q)
-                    for p, q in zip(a.split(self.batch), b.split(self.batch), strict=True)
+                    for p, q in zip(torch.split(a, self.batch), torch.split(b, self.batch), strict=True)
                 ])  # fmt: skip
             run = vector_norm(a - b, self.problem.norm)
             slope = torch.where(run > 0, vector_norm(rise, self.problem.norm) / run.clamp_min(1e-300), 0.0)
@@ -279,5 +292,3 @@ def _peak(vectors: Tensor) -> Tensor:
     """The unit vector (with sign) at each row's largest entry."""
     at = vectors.abs().argmax(1, keepdim=True)
     return torch.zeros_like(vectors).scatter(1, at, _signs(vectors.gather(1, at)))
-
-

@@ -155,7 +155,9 @@ class _Composition:
         if not (lower.isfinite().all() and upper.isfinite().all()):
             assert isinstance(node, Elementwise)
             where = "on the whole line" if self.problem.box is None else "on the box of its operand"
-            raise NoBound(index, node.name, f"{node.function} has unbounded slope {where}; give a box region that keeps it away")
+            raise NoBound(
+                index, node.name, f"{node.function} has unbounded slope {where}; give a box region that keeps it away"
+            )
 
     def _demand_finite(self, index: int, node: Node, constant: float) -> None:
         if not math.isfinite(constant):

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from lipscope.bounds.problem import Problem
 from lipscope.network.nodes import (
-    AddConstant, BatchNorm, Conv, DivConstant, Elementwise, MulConstant, Node,
+    AddConstant,
+    BatchNorm,
+    Conv,
+    DivConstant,
+    Elementwise,
+    MulConstant,
+    Node,
 )  # fmt: skip
 from lipscope.rules.linear_map import LinearMap
 from lipscope.rules.questions import Roundings, absolute, evaluate, linear_part, roundings
@@ -136,9 +142,7 @@ class _Composition:
         remaining = {i: sum(i in self._nodes[j].inputs for j in self._factors) for i in (self._start, *self._factors)}
         for index, node in self._factors.items():
             batch = x.shape[:1]
-            operands = [
-                values[i] if i in values else x.new_zeros((*batch, *self._nodes[i].shape)) for i in node.inputs
-            ]
+            operands = [values[i] if i in values else x.new_zeros((*batch, *self._nodes[i].shape)) for i in node.inputs]
             values[index] = evaluate(node, *operands)
             for i in set(node.inputs) & values.keys():
                 remaining[i] -= 1
@@ -172,9 +176,7 @@ def _count(problem: Problem, start: int, target: int, factors: dict[int, Node], 
     return Roundings(forward[target] + extra, backward[target] + extra)
 
 
-def _as_convolution(
-    problem: Problem, factors: Sequence[Node], mask: Tensor | None, rows: Tensor | None
-) -> Conv | None:
+def _as_convolution(problem: Problem, factors: Sequence[Node], mask: Tensor | None, rows: Tensor | None) -> Conv | None:
     """The segment as one zero-padded convolution with the scalings of its output channels in its weights."""
     convs = [node for node in factors if isinstance(node, Conv)]
     if len(convs) != 1 or mask is not None or not isinstance(factors[0], Conv):

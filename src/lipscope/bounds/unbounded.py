@@ -81,12 +81,20 @@ def _countable(problem: Problem) -> Unbounded | None:
         values = evaluate_graph(problem.graph, points)
         for i in range(1, len(points)):
             if bool((values[i] != values[0]).any()) and _apart(_image(problem, points[0]), _image(problem, points[i])):
-                node = max(i for i, n in enumerate(problem.graph.nodes) if isinstance(n, Discontinuous))
-                operator = problem.graph.nodes[node]
-                assert isinstance(operator, Discontinuous)
-                reason = f"{operator.operator} jumps: the network takes countably many values, and more than one"
-                return Unbounded(node, reason, "countable", (points[0].numpy(), points[i].numpy()))
+                at, operator = _last_jump(problem)
+                reason = f"{operator} jumps: the network takes countably many values, and more than one"
+                return Unbounded(at, reason, "countable", (points[0].numpy(), points[i].numpy()))
     return None
+
+
+def _last_jump(problem: Problem) -> tuple[int, str]:
+    """The last operation with jumps that reaches the output."""
+    jumps = [
+        (index, node.operator)
+        for index, node in enumerate(problem.graph.nodes)
+        if isinstance(node, Discontinuous) and index in problem.reaching
+    ]
+    return jumps[-1]
 
 
 def _polynomial(problem: Problem) -> Unbounded | None:
@@ -95,6 +103,8 @@ def _polynomial(problem: Problem) -> Unbounded | None:
         return None
     products = []
     for index, node in enumerate(problem.graph.nodes[1:], start=1):
+        if index not in problem.reaching:
+            continue
         power = isinstance(node, Elementwise) and node.function in ("square", "power")
         if isinstance(node, (Multiply, MatMul)) or power:
             products.append(index)

@@ -23,7 +23,9 @@ def _explained(target: Path) -> Iterator[None]:
             raise ResourceError(
                 f"the disk is full: {target} was not written and nothing was left behind; free some space, or write elsewhere"
             ) from None
-        raise UsageError(f"cannot write {target}: {error.strerror or error}; choose a place that can be written") from None
+        raise UsageError(
+            f"cannot write {target}: {error.strerror or error}; choose a place that can be written"
+        ) from None
 
 
 def write_file(target: Path, content: bytes) -> None:

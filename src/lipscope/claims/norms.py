@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from lipscope.claims.errors import UsageError
 
@@ -20,4 +20,4 @@ def parse_norm(text: str) -> Norm:
     """
     if text not in NORMS:
         raise UsageError(f"expected a norm out of {', '.join(NORMS)}, got {text!r}")
-    return cast(Norm, text)
+    return text

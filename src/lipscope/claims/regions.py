@@ -149,13 +149,15 @@ def _vector(array: NDArray[np.generic]) -> Vector:
 
 
 def _read_npz(path: str, names: tuple[str, ...]) -> dict[str, NDArray[np.generic]]:
+    wanted = f"an .npz file with arrays {' and '.join(names)}"
     try:
-        with np.load(Path(path), allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise UsageError(f"expected an .npz file with arrays {' and '.join(names)}, got a single array in {path}")
+        with Path(path).open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise UsageError(f"expected {wanted}, got a single array in {path}")
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, BadZipFile, EOFError) as error:
-        raise UsageError(f"expected an .npz file with arrays {' and '.join(names)} at {path!r}: {error}") from None
+        raise UsageError(f"expected {wanted} at {path!r}: {error}") from None
     missing = [name for name in names if name not in arrays]
     if missing:
         raise UsageError(f"expected arrays {', '.join(names)} in {path}, got {', '.join(arrays) or 'none'}")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from lipscope.claims.errors import InternalError, ModelError
-from lipscope.network.nodes import KINDS, Array, Constant, Input, Node, Shape
+from lipscope.network.nodes import Array, Constant, Input, Node, Shape
 
 Json = dict[str, "object"]
 
@@ -122,9 +122,7 @@ def prune(graph: Graph) -> Graph:
     """The same network without the nodes that cannot reach its output; the input stays."""
     keep = sorted(graph.ancestors(graph.output) | {0})
     number = {old: new for new, old in enumerate(keep)}
-    nodes = tuple(
-        replace(graph.nodes[old], inputs=tuple(number[i] for i in graph.nodes[old].inputs)) for old in keep
-    )
+    nodes = tuple(replace(graph.nodes[old], inputs=tuple(number[i] for i in graph.nodes[old].inputs)) for old in keep)
     return replace(graph, nodes=nodes, output=number[graph.output])
 
 
@@ -175,32 +173,6 @@ def encode(graph: Graph) -> tuple[Json, dict[str, Array]]:
         "output_shapes": [list(s) for s in graph.output_shapes],
         "source": graph.source,
     }, arrays
-
-
-def _restore(value: object, arrays: dict[str, Array]) -> object:
-    if isinstance(value, dict):
-        if "array" in value:
-            return arrays[value["array"]]
-        return float.fromhex(value["float"])
-    if isinstance(value, list):
-        return tuple(_restore(v, arrays) for v in value)
-    return value
-
-
-def decode(document: Json, arrays: dict[str, Array]) -> Graph:
-    """The graph that `encode` wrote."""
-    nodes: list[Node] = []
-    for stored in document["nodes"]:  # type: ignore[attr-defined]
-        kind = KINDS[stored["kind"]]
-        known = {f.name for f in fields(kind)}
-        nodes.append(kind(**{key: _restore(v, arrays) for key, v in stored.items() if key in known}))
-    return Graph(
-        tuple(nodes),
-        int(document["output"]),  # type: ignore[call-overload]
-        tuple(tuple(s) for s in document["input_shapes"]),  # type: ignore[attr-defined]
-        tuple(tuple(s) for s in document["output_shapes"]),  # type: ignore[attr-defined]
-        str(document["source"]),
-    )
 
 
 def finite_weights(graph: Graph) -> None:

@@ -7,6 +7,7 @@ of a method is a `Ref`; what only reads constants is folded by the importer with
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -56,7 +57,10 @@ class Lowering(GraphBuilder):
     def put(self, kind: type[n.Node], inputs: Sequence[Ref], shape: Sequence[int], **fields: object) -> Ref:
         """Add a node of `kind` named after the current layer."""
         node = kind(
-            inputs=tuple(x.index for x in inputs), shape=tuple(map(int, shape)), name=self.layer, **fields  # type: ignore[arg-type]
+            inputs=tuple(x.index for x in inputs),
+            shape=tuple(map(int, shape)),
+            name=self.layer,
+            **fields,  # type: ignore[arg-type]
         )
         return Ref(self.add(node), node.shape)
 
@@ -105,7 +109,7 @@ class Lowering(GraphBuilder):
         return [self.expand(x, shape) for x in refs]
 
     def plus(self, a: Operand, b: Operand) -> Ref:
-        """a + b"""
+        """A + b"""
         if isinstance(a, Ref) and isinstance(b, Ref):
             refs = self._common([a, b])
             return self.put(n.Add, refs, refs[0].shape)
@@ -114,7 +118,7 @@ class Lowering(GraphBuilder):
         return self._with_constant(n.AddConstant, x, c)
 
     def minus(self, a: Operand, b: Operand) -> Ref:
-        """a - b"""
+        """A - b"""
         return self.plus(a, self.negative(b) if isinstance(b, Ref) else -stored(b))
 
     def negative(self, x: Ref) -> Ref:
@@ -122,7 +126,7 @@ class Lowering(GraphBuilder):
         return self._with_constant(n.MulConstant, x, np.float64(-1.0))  # type: ignore[arg-type]
 
     def times(self, a: Operand, b: Operand) -> Ref:
-        """a * b"""
+        """A * b"""
         if isinstance(a, Ref) and isinstance(b, Ref):
             if a == b:
                 return self.elementwise(a, "square")
@@ -133,7 +137,7 @@ class Lowering(GraphBuilder):
         return self._with_constant(n.MulConstant, x, c)
 
     def over(self, a: Operand, b: Operand) -> Ref:
-        """a / b
+        """A / b
 
         Raises:
             ModelError: b is a constant with a zero.
@@ -144,7 +148,9 @@ class Lowering(GraphBuilder):
                 return self.put(n.Divide, refs, refs[0].shape)
             return self.times(self.elementwise(b, "reciprocal"), a)
         if (stored(b) == 0).any():
-            raise ModelError(f"expected a divisor without zeros at layer {self.layer!r}; the model divides by zero there")
+            raise ModelError(
+                f"expected a divisor without zeros at layer {self.layer!r}; the model divides by zero there"
+            )
         assert isinstance(a, Ref)
         return self._with_constant(n.DivConstant, a, b)
 
@@ -223,7 +229,7 @@ class Lowering(GraphBuilder):
         return self.transpose(x, axes)
 
     def _times_matrix(self, x: Ref, matrix: Array) -> Ref:
-        """x @ matrix for a constant matrix, vector or stack of matrices."""
+        """X @ matrix for a constant matrix, vector or stack of matrices."""
         if matrix.ndim == 1:
             y = self.dense(x, matrix[None, :])
             return self.reshape(y, y.shape[:-1])
@@ -371,7 +377,7 @@ class Lowering(GraphBuilder):
         return self.sum(self.elementwise(x, "abs"), axes, keep)
 
     def log_sum_exp(self, x: Ref, axes: Sequence[int] | None, keep: bool) -> Ref:
-        """log sum exp over axes (None: all)."""
+        """Log sum exp over axes (None: all)."""
         return self._reduce(n.LogSumExp, x, axes, keep)
 
     # ----------------------------------------------------------------------------------------- rearrangements
@@ -454,7 +460,7 @@ class Lowering(GraphBuilder):
     def split(self, x: Ref, sizes: Sequence[int], axis: int) -> list[Ref]:
         """The pieces of the given lengths along an axis."""
         ends = np.cumsum([0, *sizes])
-        return [self.slice(x, axis, int(a), int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [self.slice(x, axis, int(a), int(b)) for a, b in itertools.pairwise(ends)]
 
     # ---------------------------------------------------------------------------------------------- nonlinear
 
@@ -493,9 +499,7 @@ class Lowering(GraphBuilder):
         """Entries sorted along an axis."""
         return self.put(n.Sort, [x], x.shape, axis=axis % len(x.shape), descending=bool(descending))
 
-    def layer_norm(
-        self, x: Ref, axes: Sequence[int], weight: Operand | None, bias: Operand | None, eps: float
-    ) -> Ref:
+    def layer_norm(self, x: Ref, axes: Sequence[int], weight: Operand | None, bias: Operand | None, eps: float) -> Ref:
         """LayerNorm over the last axes, with its affine part."""
         y = self.put(n.LayerNorm, [x], x.shape, axes=_axes(axes, x), eps=float(eps))
         return self._affine(y, weight, bias)

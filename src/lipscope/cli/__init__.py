@@ -1,0 +1,43 @@
+"""The command line: one file per command, no mathematics. `main` is the entry point."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from lipscope.claims.errors import Interrupted, LipscopeError, ResourceError
+from lipscope.cli import bound, check, demo, inspect, report
+from lipscope.cli.console import complain
+
+app = typer.Typer(
+    name="lipscope",
+    help="Prove, follow, explain and shape the Lipschitz continuity of neural networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+for command in (inspect, bound, check, report, demo):
+    app.command(name=command.__name__.rpartition(".")[2])(command.command)
+
+
+@app.callback()
+def _options() -> None:
+    """Commands read a model or a bundle and print tables to stderr; `--json` prints one JSON object to stdout."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with the exit code of docs/command-line.md."""
+    try:
+        app(args=arguments, prog_name="lipscope")
+    except KeyboardInterrupt:
+        sys.exit(complain("stopped before anything was reached", Interrupted.exit_code))
+    except MemoryError:
+        sys.exit(complain("out of memory: try a smaller model or another machine", ResourceError.exit_code))
+    except LipscopeError as error:
+        sys.exit(complain(str(error), error.exit_code))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""`lipscope bound`: the certified Lipschitz interval of a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from lipscope.claims.errors import Interrupted, LipscopeError
+from lipscope.cli.console import (
+    InputShape,
+    Json,
+    Mean,
+    Model,
+    Std,
+    Weights,
+    figure,
+    print_json,
+    progress,
+    read_model,
+    stderr,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from lipscope.certificate.result import Result
+
+
+def command(
+    model: Model,
+    norm: Annotated[str, typer.Option("--norm", help="l1, l2 or linf, of input and output.")] = "l2",
+    region: Annotated[
+        str, typer.Option("--region", help="everywhere, box:LO,HI, box:FILE.npz or ball:FILE.npz, in raw input units.")
+    ] = "everywhere",
+    output: Annotated[str, typer.Option("--output", help="all, I, or I-J for a difference, counted from 0.")] = "all",
+    method: Annotated[str, typer.Option("--method", help="auto, or the name of one method.")] = "auto",
+    budget: Annotated[float, typer.Option("--budget", help="Seconds for the search; the check is not counted.")] = 60.0,
+    bundle: Annotated[Path | None, typer.Option("-o", "--bundle", help="Folder for the bundle.")] = None,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Do not check; the bound is then only computed.")
+    ] = False,
+    json: Json = False,
+    input_shape: InputShape = None,
+    weights: Weights = None,
+    mean: Mean = None,
+    std: Std = None,
+) -> None:
+    """Prove an interval for the Lipschitz constant of MODEL and have it checked."""
+    from lipscope.api import bound
+
+    with progress() as report:
+        loaded = read_model(model, input_shape, weights, mean, std)
+        result = bound(loaded, norm, region, output, method, budget, check=not no_check, progress=report)
+        if bundle is not None:
+            result = result.save(bundle, check=not (no_check or result.interrupted), progress=report)
+    if json:
+        print_json(result.to_json())
+    else:
+        show(result, bundle)
+    if result.interrupted:
+        raise typer.Exit(Interrupted.exit_code)
+    if result.verdict is not None and not result.verdict["accepted"]:
+        raise typer.Exit(LipscopeError.exit_code)
+
+
+def show(result: Result, bundle: Path | None = None) -> None:
+    """The result as tables on stderr."""
+    console, document = stderr(), result.to_json()
+    upper, claim = result.upper, result.problem.claim
+    for warning in result.warnings:
+        console.print(f"[yellow]note:[/] {warning}")
+    where = claim.region.kind if claim.region.kind == "everywhere" else f"on the {claim.region.kind}"
+    of = "" if claim.output.first is None else f" of output {claim.output.text}"
+    console.print(f"[bold]Lipschitz constant{of} in {claim.norm}, {where}[/]")
+    if upper.value is None:
+        console.print(f"  upper   {upper.status}: {upper.reason}" + (f" (at {upper.layer!r})" if upper.layer else ""))
+    else:
+        console.print(f"  upper   [bold]{figure(upper.value)}[/]  {upper.status}, {upper.proof}, by {upper.method}")
+        if upper.reason:
+            console.print(f"          [red]{upper.reason}[/]")
+    console.print(f"  lower   [bold]{figure(result.lower)}[/]  {result.lower_status}, attained by a pair of inputs")
+    if result.exact:
+        console.print("  exact   both ends agree to 1e-9")
+    elif result.ratio is not None:
+        console.print(f"  ratio   {result.ratio:.4g}")
+    console.print(f"  search  {result.seconds:.2f} s ({result.cpu_seconds:.2f} s of processor time)")
+    if result.layers:
+        table = Table("layer", "kind", "lower", "upper", "proved by", box=None, pad_edge=False)
+        for row in result.layers:
+            table.add_row(row.name, row.kind, figure(row.lower), figure(row.upper), row.evidence)
+        console.print(table)
+    for candidate in result.candidates:
+        note = f"  {candidate.note}" if candidate.note else ""
+        console.print(
+            f"  {candidate.method}: {figure(candidate.value)} in {candidate.seconds:.2f} s{note}", markup=False
+        )
+    if bundle is not None:
+        console.print(f"bundle  {bundle}  model {str(document['model']['digest'])[:19]}…", soft_wrap=True)  # type: ignore[index]

@@ -1,0 +1,1 @@
+"""What all tests share: one table of networks, slow obvious oracles, helpers that raise."""
