@@ -18,7 +18,7 @@ from lipscope.bounds.problem import Problem, pose
 from lipscope.bounds.unbounded import Unbounded, prove_unbounded
 from lipscope.certificate.result import Result, Upper
 from lipscope.claims.claim import Claim, parse_output
-from lipscope.claims.errors import Interrupted, InternalError, UsageError
+from lipscope.claims.errors import InternalError, Interrupted, UsageError
 from lipscope.claims.norms import parse_norm
 from lipscope.claims.regions import Region, parse_region
 from lipscope.network.graph import Graph, finite_weights
@@ -136,8 +136,15 @@ def bound(
 
 
 def check(folder: str | Path, progress: Progress = silent) -> lipcheck.Verdict:
-    """The independent checker's verdict on a bundle, also written into it as `verdict.json`."""
-    return lipcheck.check(Path(folder), progress=progress)
+    """The independent checker's verdict on a bundle, also written into it as `verdict.json`.
+
+    Raises:
+        UsageError: the folder cannot be read as a bundle.
+    """
+    try:
+        return lipcheck.check(Path(folder), progress=lambda message: progress(f"checking: {message}", 0.0))
+    except lipcheck.Unreadable as error:
+        raise UsageError(str(error)) from None
 
 
 def _search(problem: Problem, method: str, began: float, budget: float, progress: Progress) -> Result:
@@ -174,4 +181,3 @@ def _upper(
         None, "none", "no-bound", node=node, layer=None if node is None else problem.graph.nodes[node].name,
         reason=blocking.reason if blocking else "; ".join(f"{c.method}: {c.note}" for c in found),
     )  # fmt: skip
-

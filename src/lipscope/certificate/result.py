@@ -111,16 +111,16 @@ class Result:
         with tempfile.TemporaryDirectory(prefix="lipscope-") as place:
             folder = Path(place) / "bundle"
             write_bundle(self, folder)
-            verdict = lipcheck.check(folder, progress=progress)
-        upper = self.upper
-        if verdict.upper_status == "certified":
+            verdict = lipcheck.check(folder, progress=lambda message: progress(f"checking: {message}", 0.0))
+        upper, found = self.upper, verdict.upper["status"]
+        if found == "certified":
             upper = replace(upper, status="certified", reason=None)
-        elif verdict.upper_status == "rejected":
-            refusal = "the checker refused: " + "; ".join(verdict.upper_reasons)
+        elif found == "rejected":
+            refusal = "the checker refused: " + "; ".join(verdict.upper["reasons"])
             status: Status = "computed" if upper.value is not None else "no-bound"
             upper = replace(upper, status=status, reason=refusal)
-        lower: Status = "certified" if verdict.lower_status == "certified" else "computed"
-        return replace(self, upper=upper, lower_status=lower, verdict=verdict.to_json())
+        lower: Status = "certified" if verdict.lower["status"] == "certified" else "computed"
+        return replace(self, upper=upper, lower_status=lower, verdict=verdict.document)
 
     def save(self, folder: str | Path, *, check: bool = True, progress: Progress = silent) -> Result:
         """Write the bundle, with the checker's verdict in it; an older bundle in its place is replaced.
