@@ -11,6 +11,8 @@ import math
 import time
 from dataclasses import dataclass, field
 
+import torch
+
 from lipscope.bounds.method import Candidate, Effort, LayerRow, Method, Proof, Step
 from lipscope.bounds.problem import NoBound, Problem
 from lipscope.bounds.segments import anchors, segment
@@ -18,7 +20,7 @@ from lipscope.claims.rounding import UNIT_ROUNDOFF, product_up
 from lipscope.network.nodes import Elementwise, Node
 from lipscope.operator_norm import Enclosure, enclose
 from lipscope.rules.linear_map import LinearMap
-from lipscope.rules.questions import NoRule, gain, join
+from lipscope.rules.questions import Interval, NoRule, gain, join
 
 
 class Product(Method):
@@ -135,7 +137,7 @@ class _Composition:
         constants = tuple(self.known[i] for i in node.inputs)
         try:
             if len(node.inputs) == 1:
-                factor = gain(node, self.problem.norm, self.problem.operand(node))
+                factor = gain(node, self.problem.norm, self._operand(node))
                 constant = product_up(factor, constants[0])
                 self.layers.append((index, LayerRow(node.name, node.kind, None, factor, "closed form")))
                 rule = "gain"
@@ -149,6 +151,12 @@ class _Composition:
         self._demand_finite(index, node, constant)
         self.known[index] = constant
         self.steps.append(Step(index, rule, constant))
+
+    def _operand(self, node: Node) -> Interval:
+        """The operand's box; the whole space is a box with infinite ends, so that rules know its shape."""
+        known = self.problem.operand(node)
+        ends = torch.full(self.problem.graph.nodes[node.inputs[0]].shape, math.inf, dtype=torch.float64)
+        return Interval(-ends, ends) if known is None else known
 
     def _demand_finite_slopes(self, index: int, node: Node) -> None:
         lower, upper = self.problem.slopes[index]

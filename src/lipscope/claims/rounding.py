@@ -125,9 +125,10 @@ def norm_up(values: Iterable[float]) -> float:
     while Fraction(root) ** 2 < square:
         root = up(root)
     try:
-        return math.ldexp(root, exponent)
+        result = math.ldexp(root, exponent)
     except OverflowError:
         return math.inf
+    return result if Fraction(result) >= Fraction(root) * scale else up(result)
 
 
 def sum_down(values: Iterable[float]) -> float:
@@ -147,7 +148,7 @@ def norm_down(values: Iterable[float]) -> float:
     scaled = [math.ldexp(t, -exponent) for t in terms]
     # Squares of numbers in [0, 1]: each product is rounded once, fsum once more, the root once more.
     root = math.sqrt(max(0.0, down(math.fsum(down(t * t) for t in scaled))))
-    return math.ldexp(max(0.0, down(root)), exponent) * (1 - 2 * UNIT_ROUNDOFF)
+    return max(0.0, down(math.ldexp(max(0.0, down(root)), exponent)))
 
 
 def quotient_down(numerator: float, denominator: float) -> float:
