@@ -119,7 +119,8 @@ class Result:
             refusal = "the checker refused: " + "; ".join(verdict.upper["reasons"])
             status: Status = "computed" if upper.value is not None else "no-bound"
             upper = replace(upper, status=status, reason=refusal)
-        lower: Status = "certified" if verdict.lower["status"] == "certified" else "computed"
+        # The bound 0 needs no witness: the checker then says "none".
+        lower: Status = "certified" if verdict.lower["status"] in ("certified", "none") else "computed"
         return replace(self, upper=upper, lower_status=lower, verdict=verdict.document)
 
     def save(self, folder: str | Path, *, check: bool = True, progress: Progress = silent) -> Result:
