@@ -1,0 +1,231 @@
+"""The proof of the upper bound: intervals, slopes and steps, each recomputed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from lipcheck import functions
+from lipcheck.boxes import Box, Boxes
+from lipcheck.bundle import Bundle, integer, keys, real
+from lipcheck.errors import Rejected
+from lipcheck.gains import gain, join
+from lipcheck.grid import prove_grid
+from lipcheck.lanczos import prove_lanczos
+from lipcheck.nodes import Network
+from lipcheck.norms import prove_cholesky, prove_dense, prove_schur, prove_sums
+from lipcheck.rounding import Floats, up
+from lipcheck.segments import Operator, build
+
+EVIDENCE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "sums": (("l1", "linf"), ()),
+    "dense": (("l1", "linf"), ()),
+    "schur": (("l2",), ()),
+    "cholesky": (("l2",), ("side", "axis", "bounds")),
+    "grid": (("l2",), ("counts",)),
+    "lanczos": (("l2",), ("side", "starts", "steps", "failure")),
+}
+"""For each kind of evidence the norms it speaks of and its fields."""
+
+
+@dataclass
+class Proof:
+    """The state of a check: constants of nodes that have one, and what was drawn.
+
+    Attributes:
+        boxes: boxes over the region, or None where the region is everywhere.
+        generator: random numbers from the operating system's entropy, made when first needed.
+    """
+
+    network: Network
+    norm: str
+    boxes: Boxes | None
+    generator: Callable[[], np.random.Generator]
+    progress: Callable[[str], None]
+    slopes: dict[int, tuple[Floats, Floats]] = field(default_factory=dict)
+    constants: dict[int, float] = field(default_factory=dict)
+    failure: Fraction = Fraction(0)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    def box(self, index: int) -> Box:
+        """The box of a node.
+
+        Raises:
+            Rejected: the region is everywhere, or see `Boxes`.
+        """
+        if self.boxes is None:
+            raise Rejected("this rule needs a bounded region, the claim is about everywhere")
+        return self.boxes[index]
+
+    def constant(self, index: int) -> float:
+        """K of a node: 1 of the input, 0 of what depends on constants alone.
+
+        Raises:
+            Rejected: no step has proved one yet.
+        """
+        if not self.network.dependent[index]:
+            return 0.0
+        if index == 0:
+            return 1.0
+        if index not in self.constants:
+            raise Rejected(f"no earlier step gives a constant for node {index}")
+        return self.constants[index]
+
+
+def _entries(document: object, network: Network, what: str) -> list[tuple[int, dict[str, Any]]]:
+    if not isinstance(document, dict):
+        raise Rejected(f"expected {what} as an object")
+    found = []
+    for key, value in document.items():
+        if not key.isascii() or not key.isdigit() or len(key) > 9 or str(int(key)) != key:
+            raise Rejected(f"expected the keys of {what} to be node numbers, got {key!r:.40}")
+        if int(key) >= len(network.nodes):
+            raise Rejected(f"{what} has an entry for node {key}, there is no such node")
+        found.append((int(key), keys(value, {"lower", "upper"}, f"{what} of node {key}")))
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def _pair(value: dict[str, Any], shape: tuple[int, ...], bundle: Bundle, what: str) -> tuple[Floats, Floats]:
+    lower = bundle.floats(value["lower"], shape, f"lower {what}")
+    upper = bundle.floats(value["upper"], shape, f"upper {what}")
+    if not (lower <= upper).all():
+        raise Rejected(f"expected lower <= upper in {what}")
+    return lower, upper
+
+
+def _read_intervals(proof: Proof, document: object, bundle: Bundle) -> None:
+    for index, value in _entries(document, proof.network, "intervals"):
+        node = proof.network.nodes[index]
+        lower, upper = _pair(value, node.shape, bundle, f"interval of node {index}")
+        if proof.boxes is None:
+            raise Rejected("expected no intervals where the region is everywhere")
+        own = proof.box(index)
+        outside = (own.lo < lower) | (own.hi > upper)
+        if outside.any():
+            raise Rejected(
+                f"the stored interval of node {index} ({node.kind} {node.name!r}) is not proved: {int(outside.sum())} "
+                f"of {outside.size} entries do not contain what was computed, by up to "
+                f"{float(np.maximum(lower - own.lo, own.hi - upper).max()):.3g}"
+            )
+
+
+def _read_slopes(proof: Proof, document: object, bundle: Bundle) -> None:
+    for index, value in _entries(document, proof.network, "slopes"):
+        node = proof.network.nodes[index]
+        if node.kind != "Elementwise":
+            raise Rejected(f"slopes belong to Elementwise nodes, node {index} is {node.kind}")
+        lower, upper = _pair(value, node.shape, bundle, f"slopes of node {index}")
+        if proof.boxes is None:
+            ends = np.full(node.shape, -np.inf), np.full(node.shape, np.inf)
+        else:
+            operand = proof.box(node.inputs[0])
+            ends = operand.lo, operand.hi
+        own = functions.slopes(node, *ends)
+        outside = (own[0] < lower) | (own[1] > upper)
+        if outside.any():
+            excess = np.maximum(np.where(outside, lower - own[0], -np.inf), np.where(outside, own[1] - upper, -np.inf))
+            raise Rejected(
+                f"the stored slopes of node {index} ({node['function']} {node.name!r}) are not proved: "
+                f"{int(outside.sum())} of {outside.size} entries are too narrow, by up to {float(excess.max()):.3g}"
+            )
+        proof.slopes[index] = lower, upper
+
+
+def _evidence(proof: Proof, operator: Operator, t: float, evidence: object) -> None:
+    kind = evidence.get("kind") if isinstance(evidence, dict) else None
+    if not isinstance(kind, str) or kind not in EVIDENCE:
+        raise Rejected(f"expected a known kind of evidence, got {kind!r:.60}")
+    norms, fields = EVIDENCE[kind]
+    stored = keys(evidence, {"kind", *fields}, f"evidence {kind}")
+    if proof.norm not in norms:
+        raise Rejected(f"evidence {kind} says nothing about {proof.norm}")
+    if kind == "sums":
+        prove_sums(operator, proof.norm, t)
+    elif kind == "dense":
+        prove_dense(operator, proof.norm, t)
+    elif kind == "schur":
+        prove_schur(operator, t)
+    elif kind == "cholesky":
+        prove_cholesky(operator, t, stored)
+    elif kind == "grid":
+        prove_grid(operator, t, stored)
+    else:
+        proof.failure += Fraction(prove_lanczos(operator, t, stored, proof.generator()))
+
+
+def _segment(proof: Proof, index: int, step: dict[str, Any]) -> float:
+    source = integer(step["from"], "from", 0, index - 1)
+    start = proof.constant(source)
+    t = real(step["norm"], "norm")
+    if not 0 <= t < math.inf:
+        raise Rejected(f"expected a finite norm >= 0, got {t}")
+    operator = build(proof.network, proof.slopes, source, index)
+    _evidence(proof, operator, t, step["evidence"])
+    return 0.0 if t == 0 or start == 0 else up(t * start)
+
+
+def _gain(proof: Proof, index: int) -> float:
+    node = proof.network.nodes[index]
+    if node.affine or len(node.inputs) != 1:
+        raise Rejected(f"rule gain is for nodes with one input that are not affine, got {node.kind}")
+    before = proof.constant(node.inputs[0])
+    operand = proof.network.nodes[node.inputs[0]].shape
+    g = gain(node, operand, proof.norm, proof.boxes is None, lambda i: proof.box(node.inputs[i]))
+    return 0.0 if g == 0 or before == 0 else up(g * before)
+
+
+def _join(proof: Proof, index: int) -> float:
+    node = proof.network.nodes[index]
+    constants = [proof.constant(i) for i in node.inputs]
+    return join(node, proof.norm, constants, lambda i: proof.box(node.inputs[i]))
+
+
+def _step(proof: Proof, step: object, before: int) -> int:
+    rule = step.get("rule") if isinstance(step, dict) else None
+    if rule not in ("segment", "gain", "join"):
+        raise Rejected(f"expected rule segment, gain or join, got {rule!r:.60}")
+    names = {"node", "rule"} | ({"from", "norm", "evidence"} if rule == "segment" else set())
+    stored = keys(step, names, f"step with rule {rule}")
+    index = integer(stored["node"], "node", 1, len(proof.network.nodes) - 1)
+    if index <= before:
+        raise Rejected(f"expected steps in topological order, got node {index} after node {before}")
+    node = proof.network.nodes[index]
+    proof.progress(f"{rule} to node {index} ({node.kind} {node.name!r})")
+    began = time.perf_counter()
+    try:
+        if rule == "segment":
+            value = _segment(proof, index, stored)
+        else:
+            value = _gain(proof, index) if rule == "gain" else _join(proof, index)
+        if not 0 <= value < math.inf:
+            raise Rejected(f"the constant is {value}")
+    except Rejected as error:
+        raise Rejected(f"step {rule} to node {index} ({node.kind} {node.name!r}): {error}") from None
+    proof.constants[index] = value
+    seconds = round(time.perf_counter() - began, 6)
+    proof.steps.append({"node": index, "rule": rule, "constant": {"float": value.hex()}, "seconds": seconds})
+    return index
+
+
+def prove_upper(proof: Proof, document: object, bundle: Bundle) -> float:
+    """Go through the proof; the constant of the output.
+
+    Raises:
+        Rejected: a step is not proved; the message names it.
+    """
+    stored = keys(document, {"method", "intervals", "slopes", "steps"}, "proof.json")
+    if not isinstance(stored["method"], str) or not isinstance(stored["steps"], list):
+        raise Rejected("expected proof.json with a method and a list of steps")
+    proof.progress("intervals and slopes")
+    _read_intervals(proof, stored["intervals"], bundle)
+    _read_slopes(proof, stored["slopes"], bundle)
+    before = 0
+    for step in stored["steps"]:
+        before = _step(proof, step, before)
+    return proof.constant(proof.network.output)
