@@ -92,17 +92,41 @@ class Network:
         entries = [int(p) for p in parts]
         if any(str(e) != p for e, p in zip(entries, parts, strict=True)) or max(entries) >= size:
             raise Rejected(f"expected output entries 0..{size - 1}, got {selector!r:.60}")
+        source, entries = kept = self._parts(entries)
+        nodes = list(self.nodes)
+        if len(source) > 1:
+            total = sum(self.nodes[i].size for i in source)
+            nodes.append(Node("Concat", source, (total,), "selected outputs", {"axis": 0}))
+            source = (len(nodes) - 1,)
+        size = nodes[source[0]].size
         row = np.zeros((1, size))
         row[0, entries[0]] += 1.0
         if len(entries) == 2:
             row[0, entries[1]] -= 1.0
-        first = len(self.nodes)
-        flat = Node("Reshape", (self.output,), (size,), "selected output", {})
-        pick = Node("Dense", (first,), (1,), "selected output", {"weight": row, "bias": None, "axis": 0})
-        live = self.dependent[self.output]
+        nodes.append(Node("Reshape", source, (size,), "selected output", {}))
+        pick = {"weight": row, "bias": None, "axis": 0}
+        nodes.append(Node("Dense", (len(nodes) - 1,), (1,), "selected output", pick))
+        added = len(nodes) - len(self.nodes)
+        live = any(self.dependent[i] for i in kept[0])
         return replace(
-            self, nodes=(*self.nodes, flat, pick), output=first + 1, dependent=(*self.dependent, live, live)
+            self, nodes=tuple(nodes), output=len(nodes) - 1, dependent=(*self.dependent, *[live] * added)
         )
+
+    def _parts(self, entries: list[int]) -> tuple[tuple[int, ...], list[int]]:
+        """The inputs of a concatenated vector that hold the entries, and the entries' places among those alone."""
+        node = self.nodes[self.output]
+        if node.kind != "Concat" or len(node.shape) != 1:
+            return (self.output,), entries
+        first, holders = 0, []
+        for source in node.inputs:  # (node, its first entry, one past its last)
+            holders.append((source, first, first + self.nodes[source].size))
+            first = holders[-1][2]
+        used = [h for h in holders if any(h[1] <= e < h[2] for e in entries)]
+        places, offset = {}, 0
+        for _, start, stop in used:
+            places.update({e: e - start + offset for e in entries if start <= e < stop})
+            offset += stop - start
+        return tuple(h[0] for h in used), [places[e] for e in entries]
 
 
 # ------------------------------------------------------------------------------------------------------- fields

@@ -230,6 +230,16 @@ def test_an_input_shape_for_two_inputs():
     assert read(model, (2,)).graph.input_shapes == ((2,), (2,))
 
 
+def test_a_long_first_axis_beside_an_open_batch_is_no_batch():
+    model = model_of([helper.make_node("Add", ["x", "z"], ["y"])], {"x": ["n", 1, 2], "z": [3, 1, 2]})
+    source = agrees(model)
+    assert source.run_shapes == ((1, 1, 2), (3, 1, 2))
+    assert source.graph.input_shapes == ((1, 2), (3, 1, 2))
+    fixed = model_of([helper.make_node("Add", ["x", "z"], ["y"])], {"x": [8, 2], "z": [8, 2]})
+    with pytest.raises(ModelError, match="batch of 1"):
+        read(fixed)
+
+
 def test_initializers_that_are_listed_as_inputs():
     model = dense(ir=3)
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 3]))

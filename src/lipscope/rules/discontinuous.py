@@ -80,30 +80,99 @@ def _number(value: float) -> Tensor:
 
 @box_image.register
 def _(node: Discontinuous, *inputs: Interval) -> Interval:
-    """Exact for increasing steps; otherwise everything that the operation yields anywhere, and the box that it passes on."""
+    """Exact for increasing steps and for decisions that the box settles; otherwise all that the operation may yield."""
     box, rest, argument = inputs[0], inputs[1:], node.argument
     match node.operator:
         case operator if operator in STEPS:
             return Interval(value(node, box.lower), value(node, box.upper))
         case operator if operator in TRUTHS:
-            return _between(node, 0.0, 1.0)
-        case "argmax" | "argmin":
-            return _between(node, 0.0, float(box.lower.shape[node.axis] - 1))
+            return _truth(node, box, *rest)
+        case "argmax":
+            return _extreme(node, box)
+        case "argmin":
+            return _extreme(node, Interval(-box.upper, -box.lower))
         case "one_hot":
-            return _between(node, argument["off"], argument["on"])
+            return _one_hot(node, box, argument["off"], argument["on"])
         case "heaviside":
             return _between(node, 0.0, 1.0, argument["at_zero"])
         case "where":
-            return hull(*rest)
+            settled = (box.lower > 0) | (box.upper < 0), (box.lower == 0) & (box.upper == 0)
+            return _choose(*settled, *rest)
         case "threshold":
-            return hull(box, _between(node, argument["value"]))
+            other = _between(node, argument["value"])
+            limit = argument["threshold"]
+            return _choose(box.lower > limit, box.upper <= limit, box, other)
         case "hardshrink":
-            return hull(box, _between(node, 0.0))
+            limit = argument["lambd"]
+            outside = (box.lower > limit) | (box.upper < -limit)
+            return _choose(outside, (box.lower >= -limit) & (box.upper <= limit), box, _between(node, 0.0))
         case "modulo":
             return _between(node, 0.0, argument["divisor"])
     raise InternalError(
         f"expected a discontinuous operation of the table in nodes.py, got {node.operator!r} at {node.name!r}"
     )
+
+
+def _truth(node: Discontinuous, box: Interval, *rest: Interval) -> Interval:
+    """0 or 1 where the boxes decide, [0, 1] where they do not."""
+    a, b = box, rest[0] if rest else box
+    false = {
+        "equal": lambda: (a.upper < b.lower) | (b.upper < a.lower),
+        "less": lambda: a.lower >= b.upper,
+        "less_equal": lambda: a.lower > b.upper,
+        "greater": lambda: a.upper <= b.lower,
+        "greater_equal": lambda: a.upper < b.lower,
+        "logical_not": lambda: _nonzero(a),
+        "logical_and": lambda: _zero(a) | _zero(b),
+        "logical_or": lambda: _zero(a) & _zero(b),
+    }[node.operator]()
+    true = {
+        "equal": lambda: (a.lower == a.upper) & (b.lower == b.upper) & (a.lower == b.lower),
+        "less": lambda: a.upper < b.lower,
+        "less_equal": lambda: a.upper <= b.lower,
+        "greater": lambda: a.lower > b.upper,
+        "greater_equal": lambda: a.lower >= b.upper,
+        "logical_not": lambda: _zero(a),
+        "logical_and": lambda: _nonzero(a) & _nonzero(b),
+        "logical_or": lambda: _nonzero(a) | _nonzero(b),
+    }[node.operator]()
+    return Interval(true.to(torch.float64).reshape(node.shape), (~false).to(torch.float64).reshape(node.shape))
+
+
+def _zero(box: Interval) -> Tensor:
+    return (box.lower == 0) & (box.upper == 0)
+
+
+def _nonzero(box: Interval) -> Tensor:
+    return (box.lower > 0) | (box.upper < 0)
+
+
+def _extreme(node: Discontinuous, box: Interval) -> Interval:
+    """The smallest and the largest index that may hold the first maximum: no other entry is certainly larger."""
+    largest = box.lower.amax(node.axis, keepdim=True)
+    may = (box.upper >= largest).to(torch.float64)
+    length = box.lower.shape[node.axis]
+    first = may.argmax(node.axis)
+    last = length - 1 - may.flip(node.axis).argmax(node.axis)
+    return Interval(first.to(torch.float64).reshape(node.shape), last.to(torch.float64).reshape(node.shape))
+
+
+def _one_hot(node: Discontinuous, box: Interval, off: float, on: float) -> Interval:
+    axis = node.axis % len(node.shape)
+    places = torch.arange(node.shape[axis], dtype=torch.float64).reshape(-1, *(1,) * (len(node.shape) - 1 - axis))
+    low, high = box.lower.unsqueeze(axis), box.upper.unsqueeze(axis)
+    never, always = (places < low) | (places > high), (low == places) & (high == places)
+    return _choose(always, never, _between(node, on), _between(node, off))
+
+
+def _choose(first: Tensor, second: Tensor, a: Interval, b: Interval) -> Interval:
+    """`a` where `first` is settled, `b` where `second` is, otherwise the smallest box around both."""
+    either = hull(a, b)
+    ends = (
+        torch.where(first, x, torch.where(second, y, z))
+        for x, y, z in ((a.lower, b.lower, either.lower), (a.upper, b.upper, either.upper))
+    )
+    return Interval(*ends)
 
 
 def _between(node: Discontinuous, *values: float) -> Interval:

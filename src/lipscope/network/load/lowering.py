@@ -211,6 +211,8 @@ class Lowering(GraphBuilder):
         if not isinstance(a, Ref) and isinstance(b, Ref):
             if len(b.shape) == 1:
                 return self._times_matrix(b, np.swapaxes(a, -1, -2) if np.ndim(a) > 1 else a)
+            if np.ndim(a) == 2:
+                return self.dense(b, a, axis=-2)
             flipped = self.matmul(self._swapped(b), np.swapaxes(a, -1, -2) if np.ndim(a) > 1 else a)
             return self._swapped(flipped) if np.ndim(a) > 1 else flipped
         assert isinstance(a, Ref) and isinstance(b, Ref)
@@ -235,7 +237,7 @@ class Lowering(GraphBuilder):
             return self.reshape(y, y.shape[:-1])
         if prod(matrix.shape[:-2]) == 1:
             y = self.dense(x, np.swapaxes(matrix.reshape(matrix.shape[-2:]), 0, 1))
-            missing = matrix.ndim - len(y.shape)
+            missing = matrix.ndim - max(len(x.shape), 2)
             return self.reshape(y, (*(1,) * missing, *y.shape)) if missing > 0 else y
         lead = np.broadcast_shapes(x.shape[:-2], matrix.shape[:-2])
         rows = x.shape[-2:] if len(x.shape) > 1 else (1, *x.shape)
@@ -444,6 +446,7 @@ class Lowering(GraphBuilder):
     def concat(self, operands: Sequence[Operand], axis: int) -> Ref:
         """The operands joined along an axis."""
         refs = [self.as_ref(x) for x in operands]
+        refs = [x for x in refs if prod(x.shape)] or refs[:1]
         if len(refs) == 1:
             return refs[0]
         axis %= len(refs[0].shape)

@@ -19,9 +19,11 @@ class SourceModel:
             outputs, as float64.
         run_shapes: shape of each input as the source wants it, batch axis included.
         dtype: `float64` if the source computes in double precision (then agreement is asked to 1e-10), else `float32`.
+        batches: whether `run` may be tried on more than one example at once, along the first axis.
     """
 
     graph: Graph
     run: Callable[[Sequence[Array]], list[Array]]
     run_shapes: tuple[tuple[int, ...], ...]
     dtype: str
+    batches: bool = False

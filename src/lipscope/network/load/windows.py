@@ -41,9 +41,7 @@ def average_windows(
     return np.array(rows, dtype=np.int64).reshape(-1, 3)
 
 
-def max_windows(
-    size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int, ceil_mode: bool
-) -> Array:
+def max_windows(size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int, ceil_mode: bool) -> Array:
     """Rows (start, stop, step) of a max pool along one axis, restricted to the image: padding never wins."""
     rows = []
     for position in range(pooled_size(size, kernel, stride, padding, dilation, ceil_mode)):
