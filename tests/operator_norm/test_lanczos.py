@@ -84,7 +84,7 @@ def test_another_set_of_vectors_accepts_the_bound(failure: float) -> None:
         recurrence = Recurrence(operator, starts, seed=seed)
         proof = prove_lanczos(recurrence, failure, 1e-3, 400, lambda: False)
         assert proof is not None
-        assert Criterion(recurrence, failure, head_room=60.0).meets(operator.scaled(proof.upper) ** 2)
+        assert Criterion(recurrence, failure, head_room=60.0, slack=15.0).meets(operator.scaled(proof.upper) ** 2)
         assert low <= proof.upper <= high * (1 + 1e-3)
         assert proof.evidence["starts"] == starts
         others = Recurrence(operator, 60 * starts, seed=1000 + seed)
