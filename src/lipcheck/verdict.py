@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -220,12 +221,20 @@ def check(path: str | os.PathLike[str], progress: Progress | None = None) -> Ver
     _prove(root, result, entropy, progress or (lambda message: None))
     accepted = result.upper["status"] != "rejected" and result.lower["status"] != "rejected"
     document = {
-        "schema": SCHEMA, "checker": VERSION, "accepted": accepted, "upper": result.upper, "lower": result.lower,
+        "schema": SCHEMA, "checker": VERSION, "bundle": _digest(root / "bundle.json"), "accepted": accepted, "upper": result.upper, "lower": result.lower,
         "agreement": result.agreement, "steps": result.steps, "seed": entropy.seed,
         "seconds": round(time.perf_counter() - began, 6),
     }  # fmt: skip
     _write(root / "verdict.json", document)
     return Verdict(accepted, result.upper, result.lower, document)
+
+
+def _digest(path: Path) -> str | None:
+    """sha256 of `bundle.json`, which lists the digests of everything else: it says which bundle the verdict is about."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 FAILURE = 1e-9
 """The largest probability with which the randomised norms of a whole network may be wrong."""
 
-LOWER_SHARE = 0.25
+LOWER_SHARE = 0.15
 """The share of the budget that the search for a lower bound may take."""
 
 
@@ -124,7 +124,7 @@ def bound(
         seconds=time.monotonic() - began,
         cpu_seconds=time.process_time() - cpu,
     )
-    if result.upper.value is not None and result.upper.value < result.lower:
+    if result.found.value is not None and result.found.value < result.lower:
         raise InternalError(
             f"the upper bound {result.upper.value!r} came out below the attained lower bound {result.lower!r}; "
             "please report this model: one of the two is wrong, and neither is returned"
@@ -153,12 +153,12 @@ def _search(problem: Problem, method: str, began: float, budget: float, progress
     winner = best(found)
     stopped = any(c.interrupted for c in found)
     unbounded = prove_unbounded(problem) if winner is None else None
-    share = min(budget * LOWER_SHARE, 15.0)
+    share = budget * LOWER_SHARE
     search = replace(effort, deadline=time.monotonic() + (0.2 if stopped else share))
     witness = None if unbounded else lower_bound(problem, search)
     return Result(
         problem=problem,
-        upper=_upper(problem, winner, unbounded, found),
+        found=_upper(problem, winner, unbounded, found),
         candidate=winner,
         unbounded=unbounded,
         witness=witness,

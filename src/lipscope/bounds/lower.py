@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +17,13 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp
 
+from lipscope.bounds.ascent import ascend
+from lipscope.bounds.lengths import LENGTH_DOWN, LENGTH_UP, vector_norm
 from lipscope.bounds.method import Effort
 from lipscope.bounds.problem import Problem, propagate
 from lipscope.claims.norms import Norm
 from lipscope.claims.regions import Ball, Vector
-from lipscope.claims.rounding import down, norm_down, norm_up, quotient_down, sum_down, sum_up
+from lipscope.claims.rounding import down, quotient_down
 from lipscope.rules.graph_value import evaluate_graph
 from lipscope.rules.questions import Interval
 
@@ -34,9 +35,8 @@ FEW_OUTPUTS = 32
 """Up to this many outputs the whole Jacobian is cheaper than power iteration."""
 
 
-Length = Callable[[list[float]], float]
-LENGTH_UP: dict[Norm, Length] = {"l1": sum_up, "l2": norm_up, "linf": max}
-LENGTH_DOWN: dict[Norm, Length] = {"l1": sum_down, "l2": norm_down, "linf": max}
+PULLS = 200
+"""Steps of gradient ascent at most."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,23 @@ class Witness:
 
 
 def lower_bound(problem: Problem, effort: Effort, rounds: int = 40) -> Witness | None:
-    """The best pair that a search of at most `rounds` rounds finds; None if every quotient found is 0.
+    """The best pair that the search finds until the effort's deadline; None if every quotient found is 0.
 
+    Half of the time goes to points with large Jacobians, half to pulling the best pairs apart by gradient ascent.
     Interrupted by the user, it returns the best pair so far.
     """
     began = time.monotonic()
+    half = began + (effort.deadline - began) / 2
     search = _Search(problem)
     try:
         points = search.starts()
         scores, directions = search.climb(points)
         for done in range(rounds):
-            if effort.expired:
+            points, scores, directions = search.round(points, scores, directions)
+            if time.monotonic() >= half:
                 break
             effort.progress("lower bound: climbing", done / rounds)
-            points, scores, directions = search.round(points, scores, directions)
+        search.pull_apart(points, directions, effort)
     except KeyboardInterrupt:
         effort.progress("lower bound: stopped, keeping the best pair", 1.0)
     pair = search.best_pair()
@@ -78,13 +81,6 @@ def lower_bound(problem: Problem, effort: Effort, rounds: int = 40) -> Witness |
         return None
     x, y, value = pair
     return Witness(x, y, value, time.monotonic() - began)
-
-
-def vector_norm(x: Tensor, norm: Norm) -> Tensor:
-    """Norms of the rows of (B, n)."""
-    order = {"l1": 1.0, "l2": 2.0, "linf": math.inf}[norm]
-    norms: Tensor = torch.linalg.vector_norm(x, order, dim=1)
-    return norms
 
 
 def quotient(problem: Problem, x: Vector, y: Vector) -> float:
@@ -255,6 +251,25 @@ class _Search:
             slope = torch.where(run > 0, rise / run.clamp_min(1e-300), 0.0)
             for i in torch.nan_to_num(slope, posinf=0.0).argsort(descending=True)[:5].tolist():
                 self.pairs.append((float(slope[i]), a[i].numpy(), b[i].numpy()))
+
+    def pull_apart(self, points: Tensor, directions: Tensor, effort: Effort) -> None:
+        """Pairs around the points at several distances, pulled apart, and the points with large Jacobians among their ends."""
+        count = min(len(points), max(2, self.batch // 4))
+        width = float((self.high - self.low).mean()) if self.low is not None and self.high is not None else 1.0
+        spread = width * 10.0 ** torch.linspace(-2, 0, count, dtype=torch.float64)[:, None] * directions[:count]
+        found = ascend(
+            self.problem.graph, self.problem.norm, points[:count] + spread, points[:count] - spread, self.inside, effort,
+            PULLS,
+        )  # fmt: skip
+        best = found.value.argsort(descending=True)
+        for i in best[:6].tolist():
+            self.pairs.append((float(found.value[i]), found.x[i].numpy(), found.y[i].numpy()))
+        x, y = found.x[best[:3]], found.y[best[:3]]
+        self._try_pairs(self.inside((x + y) / 2), _unit(x - y, self.problem.norm))
+        ends = self.inside(torch.cat([x, y, (x + y) / 2]))
+        norms, along = self.climb(ends)
+        top = norms.argsort(descending=True)[:3]
+        self._try_pairs(ends[top], along[top])
 
     def best_pair(self) -> tuple[Vector, Vector, float] | None:
         """The pair with the largest proved quotient among the twelve with the largest computed ones."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lipscope.certificate.files import new_folder
-from lipscope.claims.errors import UsageError
 from lipscope.claims.regions import Ball, Box
 from lipscope.network.graph import array_digest, encode
 from lipscope.network.nodes import Array
@@ -54,7 +54,8 @@ def write_bundle(result: Result, folder: Path) -> None:
         "proof.json": _proof(result, arrays),
         "witness.json": _witness(result, arrays),
         "agreement.json": _agreement(result, arrays),
-        "result.json": result.to_json(),
+        # Without the verdict: the bundle is the same before and after the check, and the verdict names its digest.
+        "result.json": replace(result, verdict=None).to_json(),
     }
     with new_folder(folder, "bundle.json") as place:
         digests: dict[str, str] = {}
@@ -71,21 +72,6 @@ def write_bundle(result: Result, folder: Path) -> None:
         (place / "bundle.json").write_bytes(json.dumps(index, indent=1, sort_keys=True).encode())
 
 
-def read_result(folder: Path) -> Json:
-    """The result that a bundle holds, as JSON; for reports.
-
-    Raises:
-        UsageError: the folder is not a bundle.
-    """
-    try:
-        found = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"expected a bundle at {folder}, made by lipscope bound -o: {error}") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"expected a bundle at {folder}, got a result.json that is no object")
-    return found
-
-
 def _npy(array: Array) -> bytes:
     buffer = io.BytesIO()
     plain = np.array(array, order="C", copy=True)
@@ -94,7 +80,7 @@ def _npy(array: Array) -> bytes:
 
 
 def _claim(result: Result, arrays: _Arrays) -> Json:
-    claim, upper = result.problem.claim, result.upper
+    claim, upper = result.problem.claim, result.found
     region: Json = {"kind": claim.region.kind}
     if isinstance(claim.region, Box):
         region.update(lower=arrays.put(claim.region.lower), upper=arrays.put(claim.region.upper))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import lipcheck
 from lipscope.bounds.lower import Witness
@@ -51,11 +52,10 @@ class Result:
 
     Attributes:
         problem: the network and the claim.
-        upper: the upper side.
-        candidate: the candidate that `upper` came from, with its proof; None if there is none.
+        found: the upper side as the search left it.
+        candidate: the candidate that `found` came from, with its proof; None if there is none.
         unbounded: the proof that no finite constant exists, if that is the answer.
         witness: the pair of inputs that attains the lower side; None stands for the lower bound 0.
-        lower_status: certified or computed.
         candidates: all methods that were tried.
         agreement: input and output vectors computed by the source model.
         dtype: in what precision the source model computes.
@@ -67,12 +67,11 @@ class Result:
     """
 
     problem: Problem
-    upper: Upper
+    found: Upper
     candidate: Candidate | None
     unbounded: Unbounded | None
     witness: Witness | None
     candidates: tuple[Candidate, ...]
-    lower_status: Status = "computed"
     agreement: tuple[tuple[Array, Array], ...] = ()
     dtype: str = "float64"
     seconds: float = 0.0
@@ -80,6 +79,26 @@ class Result:
     interrupted: bool = False
     warnings: tuple[str, ...] = ()
     verdict: dict[str, object] | None = None
+
+    def _part(self, side: str) -> dict[str, Any]:
+        """The verdict on one side; empty before the checker has spoken."""
+        return {} if self.verdict is None else self.verdict[side]  # type: ignore[return-value]
+
+    @property
+    def upper(self) -> Upper:
+        """The upper side with the status that the checker gave it."""
+        match self._part("upper").get("status"):
+            case "certified":
+                return replace(self.found, status="certified")
+            case "rejected":
+                reason = "the checker refused: " + "; ".join(self._part("upper")["reasons"])
+                return replace(self.found, status="computed" if self.found.value is not None else "no-bound", reason=reason)
+        return self.found
+
+    @property
+    def lower_status(self) -> Status:
+        """Certified or computed. The bound 0 needs no witness: the checker then says `none`."""
+        return "certified" if self._part("lower").get("status") in ("certified", "none") else "computed"
 
     @property
     def lower(self) -> float:
@@ -112,16 +131,7 @@ class Result:
             folder = Path(place) / "bundle"
             write_bundle(self, folder)
             verdict = lipcheck.check(folder, progress=lambda message: progress(f"checking: {message}", 0.0))
-        upper, found = self.upper, verdict.upper["status"]
-        if found == "certified":
-            upper = replace(upper, status="certified", reason=None)
-        elif found == "rejected":
-            refusal = "the checker refused: " + "; ".join(verdict.upper["reasons"])
-            status: Status = "computed" if upper.value is not None else "no-bound"
-            upper = replace(upper, status=status, reason=refusal)
-        # The bound 0 needs no witness: the checker then says "none".
-        lower: Status = "certified" if verdict.lower["status"] in ("certified", "none") else "computed"
-        return replace(self, upper=upper, lower_status=lower, verdict=verdict.document)
+        return replace(self, verdict=verdict.document)
 
     def save(self, folder: str | Path, *, check: bool = True, progress: Progress = silent) -> Result:
         """Write the bundle, with the checker's verdict in it; an older bundle in its place is replaced.

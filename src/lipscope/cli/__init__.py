@@ -29,14 +29,26 @@ def _options() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with the exit code of docs/command-line.md."""
+    code: str | int | None
     try:
-        app(args=arguments, prog_name="lipscope")
+        code = app(args=arguments, prog_name="lipscope")
+    except SystemExit as left:  # typer leaves by itself, after its own words about wrong options
+        code = left.code
     except KeyboardInterrupt:
-        sys.exit(complain("stopped before anything was reached", Interrupted.exit_code))
+        code = SHELL_INTERRUPT
     except MemoryError:
-        sys.exit(complain("out of memory: try a smaller model or another machine", ResourceError.exit_code))
+        code = complain("out of memory: try a smaller model or another machine", ResourceError.exit_code)
     except LipscopeError as error:
-        sys.exit(complain(str(error), error.exit_code))
+        code = complain(str(error), error.exit_code)
+    sys.exit(_stopped() if code == SHELL_INTERRUPT else code)
+
+
+SHELL_INTERRUPT = 130
+"""What typer makes of Ctrl-C."""
+
+
+def _stopped() -> int:
+    return complain("stopped before anything was reached", Interrupted.exit_code)
 
 
 if __name__ == "__main__":

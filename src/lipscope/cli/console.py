@@ -63,12 +63,14 @@ def print_json(document: object) -> None:
 def progress() -> Iterator[Progress]:
     """A progress report that says nothing for the first two seconds; a spinner on a terminal, lines elsewhere."""
     console = stderr()
-    began = last = time.monotonic()
+    began: float | None = None  # of the first report: loading a model is not what is being waited for
+    last = time.monotonic()
     status: Status | None = None
 
     def show(message: str, fraction: float) -> None:
-        nonlocal last, status
+        nonlocal began, last, status
         now = time.monotonic()
+        began = now if began is None else began
         if now - began < PATIENCE:
             return
         text = f"{message} ({fraction:.0%}, {now - began:.0f} s)"
