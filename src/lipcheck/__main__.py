@@ -28,7 +28,9 @@ def _words(verdict: Verdict) -> str:
         lines += [text, *(f"    {reason}" for reason in part["reasons"])]
     found = verdict.document["agreement"]
     if found is not None and found["largest_relative_error"] is not None:
-        lines.append(f"  agreement: {found['pairs']} inputs, largest error {found['largest_relative_error']:.3g} (evidence)")
+        lines.append(
+            f"  agreement: {found['pairs']} inputs, largest error {found['largest_relative_error']:.3g} (evidence)"
+        )
     lines.append(f"  seconds: {verdict.document['seconds']}")
     return "\n".join(lines)
 

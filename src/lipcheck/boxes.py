@@ -148,7 +148,9 @@ def _matmul(node: Node, inputs: Sequence[Box]) -> Range:
     """`A B` with `A = c1 +- r1`, `B = c2 +- r2`: `|AB - c1 c2| <= |c1| r2 + r1 (|c2| + r2)`, and n roundings each."""
     (a, b), n = inputs, inputs[0].lo.shape[-1]
     c1, c2 = a.lo / 2 + a.hi / 2, b.lo / 2 + b.hi / 2
-    r1, r2 = (ups(np.maximum(ups(x.hi - c), ups(c - x.lo))) * ((x.lo != c) | (x.hi != c)) for x, c in ((a, c1), (b, c2)))
+    r1, r2 = (
+        ups(np.maximum(ups(x.hi - c), ups(c - x.lo))) * ((x.lo != c) | (x.hi != c)) for x, c in ((a, c1), (b, c2))
+    )
     wide = ups(np.abs(c2) + r2)
     radius = np.matmul(np.abs(c1), r2 + 2 * gamma(n + 1) * np.abs(c2)) + np.matmul(r1, wide)
     radius = radius * (1 + 4 * gamma(n + 8)) + 8 * (n + 2) * TINY

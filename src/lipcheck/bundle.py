@@ -213,9 +213,18 @@ def parse_npy(data: bytes, name: str) -> Array:
         if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
             raise ValueError("a header with other keys")
         descr, fortran, shape = header["descr"], header["fortran_order"], header["shape"]
-        if not isinstance(descr, str) or descr[:1] not in "<|" or descr[1:] not in DTYPES or not isinstance(fortran, bool):
+        if (
+            not isinstance(descr, str)
+            or descr[:1] not in "<|"
+            or descr[1:] not in DTYPES
+            or not isinstance(fortran, bool)
+        ):
             raise ValueError(f"dtype {descr!r:.40}")
-        if not isinstance(shape, tuple) or len(shape) > 32 or any(type(d) is not int or not 0 <= d < 2**40 for d in shape):
+        if (
+            not isinstance(shape, tuple)
+            or len(shape) > 32
+            or any(type(d) is not int or not 0 <= d < 2**40 for d in shape)
+        ):
             raise ValueError(f"shape {shape!r:.80}")
         dtype, body = np.dtype(descr), data[end:]
         if math.prod(shape) * dtype.itemsize != len(body):

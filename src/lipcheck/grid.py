@@ -188,5 +188,3 @@ def _below(symbols: NDArray[np.complex128], tau: float) -> None:
     matrix[:, np.arange(n), np.arange(n)] += tau * tau - c - 1e-290
     # Rump: if the factorisation completes, the smallest eigenvalue is at least -2 gamma_{n+1} tr, tr <= n tau^2.
     cholesky(matrix)
-
-

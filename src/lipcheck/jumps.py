@@ -97,7 +97,9 @@ def image(node: Node, inputs: Sequence[Range]) -> Range:
         return _hull([((lo != 0) | (hi != 0), a, b), ((lo <= 0) & (hi >= 0), c, d)])
     if operator == "heaviside":
         at = argument["at_zero"] * constant
-        return _hull([(lo < 0, 0 * constant, 0 * constant), (hi > 0, constant, constant), ((lo <= 0) & (hi >= 0), at, at)])
+        return _hull(
+            [(lo < 0, 0 * constant, 0 * constant), (hi > 0, constant, constant), ((lo <= 0) & (hi >= 0), at, at)]
+        )
     if operator == "threshold":  # x where x > threshold, else value
         edge, value = argument["threshold"], argument["value"] * constant
         return _hull([(hi > edge, np.maximum(lo, edge), hi), (lo <= edge, value, value)])

@@ -248,7 +248,9 @@ def _average_pool(node: Node, inputs: Sequence[Shape], convert: Convert) -> Fact
 
     forward = sum(int(m.sum(axis=1).max()) for m in members) + 1
     backward = sum(int(m.sum(axis=0).max()) for m in members) + 1
-    return _single(lambda x: along(x, False) / divisor, lambda y: along(y / divisor, True), forward, backward, 2 * backward)
+    return _single(
+        lambda x: along(x, False) / divisor, lambda y: along(y / divisor, True), forward, backward, 2 * backward
+    )
 
 
 def _cast(matrix: Array, x: Array) -> Array:
@@ -292,7 +294,9 @@ def _concat(node: Node, inputs: Sequence[Shape], convert: Convert) -> Factor:
     return Factor(apply, lambda y: np.split(y, ends[:-1], axis=axis), 0, 0, 0)
 
 
-def _copies(axis: int, indices: NDArray[np.int64], size: int) -> tuple[Callable[[Array], Array], Callable[[Array], Array], int]:
+def _copies(
+    axis: int, indices: NDArray[np.int64], size: int
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array], int]:
     """`take` along an axis, its adjoint, and the adjoint's roundings: one fewer than copies of one entry."""
     order = np.argsort(indices, kind="stable")
     targets, starts, counts = np.unique(indices[order], return_index=True, return_counts=True)

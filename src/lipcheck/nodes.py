@@ -108,9 +108,7 @@ class Network:
         nodes.append(Node("Dense", (len(nodes) - 1,), (1,), "selected output", pick))
         added = len(nodes) - len(self.nodes)
         live = any(self.dependent[i] for i in kept[0])
-        return replace(
-            self, nodes=tuple(nodes), output=len(nodes) - 1, dependent=(*self.dependent, *[live] * added)
-        )
+        return replace(self, nodes=tuple(nodes), output=len(nodes) - 1, dependent=(*self.dependent, *[live] * added))
 
     def _parts(self, entries: list[int]) -> tuple[tuple[int, ...], list[int]]:
         """The inputs of a concatenated vector that hold the entries, and the entries' places among those alone."""

@@ -108,7 +108,11 @@ def _slicewise(node: Node, x: Balls) -> Balls:
         result[i] = row
     if result.shape[1] == 1 and node.shape != x.shape:
         return result.reshape(node.shape)
-    return unslices(result.reshape(parts.shape), x.shape, axes) if result.shape == flat.shape else result.reshape(node.shape)
+    return (
+        unslices(result.reshape(parts.shape), x.shape, axes)
+        if result.shape == flat.shape
+        else result.reshape(node.shape)
+    )
 
 
 def _total(row: Sequence[arb]) -> arb:
@@ -231,5 +235,3 @@ def evaluate(network: Network, x: Balls) -> Balls:
                 raise Rejected(f"the value of node {index} ({node.kind} {node.name!r}) is not finite")
             values[index] = value
     return values[network.output]
-
-

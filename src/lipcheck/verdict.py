@@ -154,7 +154,9 @@ def _upper(claim: _Claim, bundle: Bundle, result: _Result, entropy: _Entropy, pr
     if not proved <= claim.value:
         raise Rejected(f"the proof shows {proved!r}, the claim is {claim.value!r}")
     if not proof.failure <= Fraction(claim.failure):
-        raise Rejected(f"the proof may fail with probability {float(proof.failure)!r}, the claim says {claim.failure!r}")
+        raise Rejected(
+            f"the proof may fail with probability {float(proof.failure)!r}, the claim says {claim.failure!r}"
+        )
     result.upper["status"] = "certified"
 
 

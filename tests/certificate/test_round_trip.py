@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness.networks import BY_NAME, NETWORKS
 
 import lipcheck
+from harness.networks import BY_NAME, NETWORKS
 from lipscope import Ball, Box, bound, load
 from lipscope.claims.regions import Region
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness.exact import jacobian, matrix_norm
-from harness.expect import expect_close, expect_upper
 from torch import Tensor, nn
 
+from harness.exact import jacobian, matrix_norm
+from harness.expect import expect_close, expect_upper
 from lipscope import bound, load
 
 

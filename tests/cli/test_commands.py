@@ -18,7 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from lipscope.cli import main
 
 
-def write_onnx(path: Path, nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], shape=("N", 3), opset: int = 17) -> Path:
+def write_onnx(
+    path: Path, nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], shape=("N", 3), opset: int = 17
+) -> Path:
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
@@ -61,7 +63,17 @@ def test_bound_check_report(model: Path, tmp_path: Path, capsys: pytest.CaptureF
 def test_json_is_all_of_stdout(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("bound", model, "--json", "--budget", "3") == 0
     document = json.loads(capsys.readouterr().out)
-    assert set(document) >= {"model", "claim", "lower", "upper", "ratio", "seconds", "cpu_seconds", "layers", "candidates"}
+    assert set(document) >= {
+        "model",
+        "claim",
+        "lower",
+        "upper",
+        "ratio",
+        "seconds",
+        "cpu_seconds",
+        "layers",
+        "candidates",
+    }
     assert document["upper"]["status"] == "certified"
     assert document["upper"]["proof"] == "deterministic"
     assert document["model"]["inputs"] == [[3]]
@@ -120,7 +132,15 @@ def test_unreadable_models(tmp_path: Path, model: Path, capsys: pytest.CaptureFi
     empty.write_bytes(b"")
     text = tmp_path / "notes.txt"
     text.write_text("hello")
-    for wrong in (tmp_path / "none.onnx", truncated, empty, tmp_path, text, tmp_path / "none.pt2", "no.such.module:factory"):
+    for wrong in (
+        tmp_path / "none.onnx",
+        truncated,
+        empty,
+        tmp_path,
+        text,
+        tmp_path / "none.pt2",
+        "no.such.module:factory",
+    ):
         for command in ("bound", "inspect"):
             assert run(command, wrong) == 2, wrong
             err = capsys.readouterr().err

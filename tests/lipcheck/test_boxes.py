@@ -59,7 +59,11 @@ def operand(kind: str) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("kind", sorted(CASES))
-@given(seed=st.integers(0, 10_000), width=st.sampled_from([0.0, 1e-6, 0.1, 1.0, 5.0]), size=st.sampled_from([0.1, 1.0, 30.0]))
+@given(
+    seed=st.integers(0, 10_000),
+    width=st.sampled_from([0.0, 1e-6, 0.1, 1.0, 5.0]),
+    size=st.sampled_from([0.1, 1.0, 30.0]),
+)
 @settings(max_examples=15, deadline=None)
 def test_boxes_of_reductions(kind: str, seed: int, width: float, size: float) -> None:
     rng = np.random.default_rng(seed)
@@ -185,7 +189,9 @@ def test_boxes_of_jumps(operator: str, seed: int, width: float) -> None:
     lo = np.round(rng.uniform(-2, 2, 5), 1)
     hi = lo + width
     shape = () if operator.startswith("arg") else (5,)
-    node = Node("Discontinuous", (0,), shape, "d", {"operator": operator, "axis": 0, "arguments": tuple(arguments.items())})
+    node = Node(
+        "Discontinuous", (0,), shape, "d", {"operator": operator, "axis": 0, "arguments": tuple(arguments.items())}
+    )
     found = image(node, [Box(lo, hi)])
     for trial in range(40):
         t = rng.integers(0, 2, 5) if trial % 2 else rng.uniform(0, 1, 5)
@@ -193,7 +199,9 @@ def test_boxes_of_jumps(operator: str, seed: int, width: float) -> None:
         assert (found.lo <= value).all() and (value <= found.hi).all()
 
 
-@pytest.mark.parametrize("operator", ["equal", "less", "less_equal", "greater", "greater_equal", "logical_and", "logical_or", "where"])
+@pytest.mark.parametrize(
+    "operator", ["equal", "less", "less_equal", "greater", "greater_equal", "logical_and", "logical_or", "where"]
+)
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=20, deadline=None)
 def test_boxes_of_comparisons(operator: str, seed: int) -> None:

@@ -186,7 +186,9 @@ ATTACKS: dict[str, Edit] = {
     "output nonsense": put("claim_/output", "0-"),
     "output number": put("claim_/output", 0),
     "output padded": put("claim_/output", "00"),
-    "unbounded": put("claim_/upper", {"status": "unbounded", "value": None, "failure": real(0.0), "node": 2, "reason": "x"}),
+    "unbounded": put(
+        "claim_/upper", {"status": "unbounded", "value": None, "failure": real(0.0), "node": 2, "reason": "x"}
+    ),
     "status certified": put("claim_/upper/status", "certified"),
     "cyclic": put("graph/nodes/1/inputs", [1]),
     "forward": put("graph/nodes/1/inputs", [2]),
@@ -339,7 +341,9 @@ def still_true(folder: Path) -> None:
     exact = max(norm2(W2 @ np.diag(d) @ W1) for d in ([1, 0, 1], [1, 0, 0], [0, 0, 1]))
     sides = {"I": W2[0], "J": W2[1]}
     if stored["output"] != "all":
-        row = {"0": sides["I"], "1": sides["J"], "0-1": sides["I"] - sides["J"], "1-0": sides["I"] - sides["J"]}[stored["output"]]
+        row = {"0": sides["I"], "1": sides["J"], "0-1": sides["I"] - sides["J"], "1-0": sides["I"] - sides["J"]}[
+            stored["output"]
+        ]
         exact = max(norm2(row[None] @ np.diag(d) @ W1) for d in ([1, 0, 1], [1, 0, 0], [0, 0, 1]))
     if stored["upper"]["status"] == "computed" and stored["input_norm"] == "l2":
         assert float.fromhex(stored["upper"]["value"]["float"]) >= exact
@@ -359,7 +363,9 @@ def test_selected_outputs(tmp_path: Path, output: str) -> None:
         assert lipcheck.check(write(tmp_path / f"{output}{expected}", **p)).accepted == expected
 
 
-def witness_of(net: Net, x: np.ndarray, y: np.ndarray, lower: float, region: Any = None, norm: str = "l2") -> dict[str, Any]:
+def witness_of(
+    net: Net, x: np.ndarray, y: np.ndarray, lower: float, region: Any = None, norm: str = "l2"
+) -> dict[str, Any]:
     graph = net.document()
     stored = claim(graph, norm, None, lower, region, status="no-bound")
     witness = {"x": net.arrays(x), "y": net.arrays(y)}
@@ -401,7 +407,10 @@ def test_the_ball_is_exact(tmp_path: Path, norm: str) -> None:
         inside = Fraction(0.6) ** 2 + Fraction(0.8) ** 2 <= 1
     region = {"kind": "ball", "center": net.arrays([0.0, 0.0]), "radius": real(1.0)}
     y = np.zeros(2)
-    assert lipcheck.check(write(tmp_path / "a", **witness_of(net, np.array(corner), y, 0.5, region, norm))).accepted == inside
+    assert (
+        lipcheck.check(write(tmp_path / "a", **witness_of(net, np.array(corner), y, 0.5, region, norm))).accepted
+        == inside
+    )
     outside = np.nextafter(corner, 2)
     assert not lipcheck.check(write(tmp_path / "b", **witness_of(net, outside, y, 0.5, region, norm))).accepted
 
@@ -417,13 +426,17 @@ def test_unbounded_polynomial(tmp_path: Path) -> None:
         ("box", [1.0, 1.0], {"kind": "box", "lower": net.arrays([0.0, 0]), "upper": net.arrays([1.0, 1])}, False),
     ):
         stored = {"method": "polynomial", "x": net.arrays([0.3, 0.1]), "direction": net.arrays(direction)}
-        found = lipcheck.check(write(tmp_path / name, graph, claim(graph, status="unbounded", region=region), stored, net.arrays))
+        found = lipcheck.check(
+            write(tmp_path / name, graph, claim(graph, status="unbounded", region=region), stored, net.arrays)
+        )
         assert found.accepted == expected, found.reasons
         assert not expected or found.upper["status"] == "unbounded"
     net.elementwise(3, "tanh")
     graph = net.document()
     stored = {"method": "polynomial", "x": net.arrays([0.3, 0.1]), "direction": net.arrays([1.0, 1.0])}
-    assert not lipcheck.check(write(tmp_path / "tanh", graph, claim(graph, status="unbounded"), stored, net.arrays)).accepted
+    assert not lipcheck.check(
+        write(tmp_path / "tanh", graph, claim(graph, status="unbounded"), stored, net.arrays)
+    ).accepted
 
 
 def test_unbounded_countable(tmp_path: Path) -> None:
@@ -471,7 +484,9 @@ def test_constants_have_constant_zero(tmp_path: Path) -> None:
     region = {"kind": "box", "lower": net.arrays([-1.0, -1]), "upper": net.arrays([1.0, 1])}
     steps = [{"node": 2, "rule": "join"}, {"node": 3, "rule": "join"}]
     for upper, where, expected in ((2.0 + 1e-9, region, True), (1.99, region, False), (2.1, None, False)):
-        found = lipcheck.check(write(tmp_path / f"{upper}", graph, claim(graph, "linf", upper, region=where), proof(steps), net.arrays))
+        found = lipcheck.check(
+            write(tmp_path / f"{upper}", graph, claim(graph, "linf", upper, region=where), proof(steps), net.arrays)
+        )
         assert found.accepted == expected, found.reasons
 
 

@@ -91,7 +91,11 @@ def sigma(net: Net) -> float:
     graph = network(net)
     operator = build(graph, {}, 0, graph.output)
     size = graph.nodes[0].size
-    return float(np.linalg.svd(operator.apply(np.eye(size).reshape(-1, *operator.shapes[0])).reshape(size, -1), compute_uv=False)[0])
+    return float(
+        np.linalg.svd(
+            operator.apply(np.eye(size).reshape(-1, *operator.shapes[0])).reshape(size, -1), compute_uv=False
+        )[0]
+    )
 
 
 @pytest.mark.parametrize("side", ["input", "output"])
@@ -141,7 +145,9 @@ def test_cholesky_many_slabs_equal_one_block(tmp_path: Path, axes: list[int]) ->
     true = sigma(net)
     for side in ("input", "output"):
         assert verdict(tmp_path / side, net, true * (1 + 1e-8), "cholesky", side=side, axis=3, bounds=axes).accepted
-        assert not verdict(tmp_path / f"{side}b", net, true * (1 - 1e-8), "cholesky", side=side, axis=3, bounds=axes).accepted
+        assert not verdict(
+            tmp_path / f"{side}b", net, true * (1 - 1e-8), "cholesky", side=side, axis=3, bounds=axes
+        ).accepted
 
 
 @pytest.mark.parametrize("norm", ["l1", "linf"])
@@ -187,7 +193,9 @@ def test_grid(tmp_path: Path, stride: int, dilation: int, groups: int, kernel: A
     below = sigma(net_of(14))
     net = net_of(n)
     assert not verdict(tmp_path / "b", net, below * (1 - 1e-6), "grid", counts=[40, 40]).accepted
-    accepted = [f for f in (1.03, 1.1, 1.25) if verdict(tmp_path / str(f), net, below * f, "grid", counts=[40, 40]).accepted]
+    accepted = [
+        f for f in (1.03, 1.1, 1.25) if verdict(tmp_path / str(f), net, below * f, "grid", counts=[40, 40]).accepted
+    ]
     assert accepted, "grid accepts nothing near the norm"
 
 

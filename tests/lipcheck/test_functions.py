@@ -86,17 +86,26 @@ def node_of(case: str, slope: Any = None) -> Node:
 def test_enclosures_hold_and_are_tight(case: str, data: Any) -> None:
     low = 0.5 if case in POSITIVE else -12.0
     # Kinks and critical points are often ends of an interval.
-    point = st.one_of(st.floats(low, 12.0), st.sampled_from([x for x in (-3.0, -1.0, -0.5, 0.5, 0.0, 1.0, 2.0, 3.0) if x >= low]))
+    point = st.one_of(
+        st.floats(low, 12.0), st.sampled_from([x for x in (-3.0, -1.0, -0.5, 0.5, 0.0, 1.0, 2.0, 3.0) if x >= low])
+    )
     a, b = sorted((data.draw(point), data.draw(point)))
     function = CASES[case][2]
     lo, hi = np.array([a]), np.array([b])
     values = functions.values(node_of(case), lo, hi)
-    x = np.unique(np.concatenate([np.linspace(a, b, 2001), [v for v in (-3.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0) if a <= v <= b]]))
+    x = np.unique(
+        np.concatenate(
+            [np.linspace(a, b, 2001), [v for v in (-3.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0) if a <= v <= b]]
+        )
+    )
     y = function(x)
     scale = 1 + np.abs(y).max()
     assert values[0][0] <= y.min() + 4e-15 * scale and values[1][0] >= y.max() - 4e-15 * scale
     step = (b - a) / 2000
-    assert y.min() - values[0][0] <= 1e-9 + 40 * step**2 * scale * 10 and values[1][0] - y.max() <= 1e-9 + 400 * step**2 * scale
+    assert (
+        y.min() - values[0][0] <= 1e-9 + 40 * step**2 * scale * 10
+        and values[1][0] - y.max() <= 1e-9 + 400 * step**2 * scale
+    )
     if b - a < 1e-3:
         return
     lower, upper = functions.slopes(node_of(case), lo, hi)
@@ -123,7 +132,9 @@ def test_no_slope_on_the_whole_line(case: str) -> None:
         functions.slopes(node_of(case), np.array([-np.inf]), np.array([np.inf]))
 
 
-@pytest.mark.parametrize("case", ["gelu", "gelu_tanh", "silu", "mish", "sigmoid", "tanh", "elu4", "celu", "softplus", "erf"])
+@pytest.mark.parametrize(
+    "case", ["gelu", "gelu_tanh", "silu", "mish", "sigmoid", "tanh", "elu4", "celu", "softplus", "erf"]
+)
 def test_local_slopes_to_a_millionth(case: str) -> None:
     """Against central differences in higher resolution, on short intervals."""
     function = CASES[case][2]

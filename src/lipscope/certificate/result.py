@@ -92,7 +92,9 @@ class Result:
                 return replace(self.found, status="certified")
             case "rejected":
                 reason = "the checker refused: " + "; ".join(self._part("upper")["reasons"])
-                return replace(self.found, status="computed" if self.found.value is not None else "no-bound", reason=reason)
+                return replace(
+                    self.found, status="computed" if self.found.value is not None else "no-bound", reason=reason
+                )
         return self.found
 
     @property

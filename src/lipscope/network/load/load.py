@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from lipscope.claims.errors import ModelError, UsageError
 from lipscope.network import nodes as n
 from lipscope.network.graph import Graph, GraphBuilder, finite_weights
-from lipscope.network.load.agreement import Pair, check_agreement
+from lipscope.network.load.agreement import SAMPLES, Pair, check_agreement
 from lipscope.network.load.factory import build, is_factory
 from lipscope.network.load.model import SourceModel
 from lipscope.network.load.torch_export import from_exported, from_module, list_operations_torch
@@ -73,16 +73,42 @@ def load(
         ModelError: the file cannot be read, the model is in train mode, is not deterministic, or graph and model disagree.
         UnsupportedError: some operations are not understood; all of them are listed.
     """
-    from lipscope.network.load.patterns import recognise
-
     found, name = _source_model(source, input_shape, weights)
     shift, scale = _raw_units(mean, std, found.graph)
-    graph = recognise(replace(found.graph, source=name))
-    finite_weights(graph)
+    plain = replace(found.graph, source=name)
+    finite_weights(plain)
     if shift is not None or scale is not None:
-        graph, found = _normalised(graph, shift, scale), _in_raw_units(found, graph, shift, scale)
-    pairs = check_agreement(found, graph, 0.0 if shift is None else shift, 1.0 if scale is None else scale)
-    return LoadedModel(graph, tuple(pairs), found.dtype)
+        plain, found = _normalised(plain, shift, scale), _in_raw_units(found, plain, shift, scale)
+    graph, pairs = _agreeing(found, plain, 0.0 if shift is None else shift, 1.0 if scale is None else scale)
+    return LoadedModel(graph, tuple(pairs), found.dtype, _warnings(len(pairs)))
+
+
+def _agreeing(
+    source: SourceModel, plain: Graph, shift: Reals | float, scale: Reals | float
+) -> tuple[Graph, list[Pair]]:
+    """The graph with patterns recognised if it agrees with the source, else the graph as it was imported if that does.
+
+    A pattern takes a constant that was rounded to single precision for the exact one; in double precision that may show.
+    """
+    from lipscope.network.load.patterns import recognise
+
+    recognised = recognise(plain)
+    try:
+        return recognised, check_agreement(source, recognised, shift, scale)
+    except ModelError:
+        if len(recognised) == len(plain):
+            raise
+        pairs = check_agreement(source, plain, shift, scale)
+        return plain, pairs
+
+
+def _warnings(compared: int) -> tuple[str, ...]:
+    if compared == SAMPLES:
+        return ()
+    return (
+        f"graph and model were compared on {compared} of {SAMPLES} inputs; on the others the model is not finite, or its own "
+        "roundings hide what it computes",
+    )
 
 
 def list_operations(
@@ -104,7 +130,9 @@ def list_operations(
 # ------------------------------------------------------------------------------------------------------ sources
 
 
-def _source_model(source: Source, input_shape: InputShape | None, weights: str | Path | None) -> tuple[SourceModel, str]:
+def _source_model(
+    source: Source, input_shape: InputShape | None, weights: str | Path | None
+) -> tuple[SourceModel, str]:
     opened = _opened(source, weights)
     if isinstance(opened, Path):
         from lipscope.network.load.onnx_import import load_onnx
@@ -160,7 +188,9 @@ def _unreadable(path: Path) -> ModelError:
             f"would run code; {advice}"
         )
     found = "a file of another kind" if path.exists() else "nothing"
-    return ModelError(f"expected an .onnx, .onnx.gz or .pt2 file or package.module:factory, got {str(path)!r}: found {found}")
+    return ModelError(
+        f"expected an .onnx, .onnx.gz or .pt2 file or package.module:factory, got {str(path)!r}: found {found}"
+    )
 
 
 def _no_weights(weights: str | Path | None, kind: str) -> None:
@@ -210,12 +240,16 @@ def _per_channel(name: str, value: Numbers, graph: Graph) -> Reals:
     if numbers.size == 1:
         return np.full((1,) * len(whole), float(numbers.reshape(())))
     if len(graph.input_shapes) != 1:
-        raise UsageError(f"expected one number as {name} for a model with {len(graph.input_shapes)} inputs, got {numbers.size}")
+        raise UsageError(
+            f"expected one number as {name} for a model with {len(graph.input_shapes)} inputs, got {numbers.size}"
+        )
     example = graph.input_shapes[0]
     fits = [axis for axis in dict.fromkeys((0, len(example) - 1)) if example and example[axis] == numbers.size]
     if len(fits) != 1:
         what = "both the first and the last axis" if fits else "neither the first nor the last axis"
-        raise UsageError(f"expected one {name} a channel, got {numbers.size} numbers, which fit {what} of {list(example)}")
+        raise UsageError(
+            f"expected one {name} a channel, got {numbers.size} numbers, which fit {what} of {list(example)}"
+        )
     axis = fits[0] + len(whole) - len(example)
     return numbers.reshape([-1 if i == axis else 1 for i in range(len(whole))])
 

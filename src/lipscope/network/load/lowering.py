@@ -60,7 +60,7 @@ class Lowering(GraphBuilder):
             inputs=tuple(x.index for x in inputs),
             shape=tuple(map(int, shape)),
             name=self.layer,
-            **fields,  # type: ignore[arg-type]
+            **fields,
         )
         return Ref(self.add(node), node.shape)
 
@@ -119,7 +119,7 @@ class Lowering(GraphBuilder):
 
     def minus(self, a: Operand, b: Operand) -> Ref:
         """A - b"""
-        return self.plus(a, self.negative(b) if isinstance(b, Ref) else -stored(b))
+        return self.plus(a, self.negative(b) if isinstance(b, Ref) else np.negative(stored(b)))
 
     def negative(self, x: Ref) -> Ref:
         """-x"""
@@ -172,7 +172,7 @@ class Lowering(GraphBuilder):
             if isinstance(x, Ref) and not isinstance(c, Ref) and np.size(c) == 1:
                 x = self.expand(x, np.broadcast_shapes(x.shape, np.shape(c)))
                 return self.clip(x, high=float(np.reshape(stored(c), ())))
-        flipped = [self.negative(x) if isinstance(x, Ref) else -stored(x) for x in (a, b)]
+        flipped = [self.negative(x) if isinstance(x, Ref) else np.negative(stored(x)) for x in (a, b)]
         return self.negative(self.maximum(*flipped))
 
     def select(self, mask: Array, a: Operand, b: Operand) -> Ref:

@@ -29,7 +29,9 @@ _LIMIT = 1 << 36
 
 _EXECUTED = ("data/aotinductor/", "data/executorch/", "xl_model_weights/", "mtia/")
 _DROPPED = ("data/sample_inputs/", "extra/")
-_TARGET = re.compile(r"torch\.ops\.(aten|higher_order)\.\w+(\.\w+)?|torch\.sym_\w+|_operator\.(\w+)|torch\._C\._set_grad_enabled")
+_TARGET = re.compile(
+    r"torch\.ops\.(aten|higher_order)\.\w+(\.\w+)?|torch\.sym_\w+|_operator\.(\w+)|torch\._C\._set_grad_enabled"
+)
 _OPERATORS = {
     "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pos", "pow", "getitem", "eq", "ne", "lt", "le", "gt", "ge",
     "and_", "or_", "not_", "abs",
@@ -118,7 +120,9 @@ def _inside(name: str) -> str:
 def _checked(name: str, content: bytes, path: Path) -> bytes:
     """The content of one record as it may be read."""
     if name.startswith(_EXECUTED):
-        raise ModelError(f"expected a program in {path}, got compiled code ({name}), which is not run; save the exported program")
+        raise ModelError(
+            f"expected a program in {path}, got compiled code ({name}), which is not run; save the exported program"
+        )
     if name.startswith(_DROPPED):
         return b"" if name.startswith("data/sample_inputs/") else content
     if name.startswith("models/"):
@@ -129,7 +133,9 @@ def _checked(name: str, content: bytes, path: Path) -> bytes:
         elif name.endswith(".pt"):
             _plain_tensors(name, content, path)
         elif not re.fullmatch(r"data/(weights/weight_|constants/tensor_)\d+", name):
-            raise ModelError(f"expected weights and tensors in {path}, got {name}, which may run code when it is read; remove it")
+            raise ModelError(
+                f"expected weights and tensors in {path}, got {name}, which may run code when it is read; remove it"
+            )
     return content
 
 
@@ -200,7 +206,9 @@ def _safe_target(target: str, path: Path) -> None:
     if match is not None and (match.group(3) is None or match.group(3) in _OPERATORS):
         return
     if target.startswith(("torch.", "_operator", "math", "#")):
-        raise ModelError(f"expected operations of torch.ops.aten in {path}, got {target!r}, which is not called; rewrite that layer")
+        raise ModelError(
+            f"expected operations of torch.ops.aten in {path}, got {target!r}, which is not called; rewrite that layer"
+        )
     _safe_text(target, path)
 
 
@@ -214,7 +222,9 @@ def _safe_structure(text: str, path: Path) -> None:
     """How inputs and outputs are nested: plain containers only, as others are looked up by the name of their module."""
     for key, value in _entries(json.loads(text) if text else None):
         if key == "type" and value is not None and value not in _CONTAINERS:
-            raise ModelError(f"expected tuples, lists and dicts around the tensors of {path}, got {value!r}; return plain ones")
+            raise ModelError(
+                f"expected tuples, lists and dicts around the tensors of {path}, got {value!r}; return plain ones"
+            )
 
 
 def _safe_expression(text: str, path: Path) -> None:
@@ -232,4 +242,6 @@ def _safe_expression(text: str, path: Path) -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             known = re.fullmatch(r"[A-Za-z_]\w{0,63}", node.value) is not None
         if not known:
-            raise ModelError(f"expected arithmetic of shapes in {path}, got {text[:80]!r}, which is not evaluated; export the model again")
+            raise ModelError(
+                f"expected arithmetic of shapes in {path}, got {text[:80]!r}, which is not evaluated; export the model again"
+            )

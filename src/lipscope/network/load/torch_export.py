@@ -18,7 +18,7 @@ from lipscope.network.load.lowering import Ref
 from lipscope.network.load.model import SourceModel
 from lipscope.network.load.operation import Operation
 from lipscope.network.load.torch_fx import trace_symbolically
-from lipscope.network.load.torch_module import double_copy, evaluation_mode, example_shapes, is_narrow
+from lipscope.network.load.torch_module import double_copy, example_shapes, is_narrow, plain_module
 from lipscope.network.load.torch_ops import as_array
 from lipscope.network.load.torch_traced import Traced, main_dtype, quiet
 from lipscope.network.load.torch_walk import Walk, overlapping_writes
@@ -38,7 +38,7 @@ def from_module(module: nn.Module, input_shape: InputShape) -> SourceModel:
         ModelError: the module is in train mode, or cannot be traced: its path depends on values of the input.
         UnsupportedError: some operations are not understood; all of them are listed.
     """
-    evaluation_mode(module)
+    module = plain_module(module)
     shapes = example_shapes(input_shape)
     narrow = is_narrow(module)
     twin, traced = trace(module, shapes)
@@ -61,19 +61,28 @@ def trace(module: nn.Module, shapes: Sequence[Shape]) -> tuple[nn.Module, Traced
         try:
             twin = make(module)
         except (RuntimeError, TypeError) as error:
-            raise ModelError(f"cannot copy {type(module).__name__}: {error}; the model has to support copy.deepcopy") from error
+            raise ModelError(
+                f"cannot copy {type(module).__name__}: {error}; the model has to support copy.deepcopy"
+            ) from error
         batched = [(1, *s) for s in shapes]
         for way in (_tried, _export, trace_symbolically):
             try:
                 traced = way(twin, batched)
                 if traced is not None:
                     return twin, traced
-            except (KeyboardInterrupt, MemoryError, ModelError):
+            except (MemoryError, ModelError):
                 raise
             except Exception as error:  # noqa: BLE001 - tracing runs the user's code, which may raise anything
-                failures.append(f"{_WAYS.get(way.__name__, way.__name__)}: {type(error).__name__}: {_first_line(error)}")
+                failures.append(
+                    f"{_WAYS.get(way.__name__, way.__name__)}: {type(error).__name__}: {_first_line(error)}"
+                )
                 if way is _tried:
                     break
+    if all(reason.startswith(_WAYS["_tried"]) for reason in failures):
+        raise ModelError(
+            f"{type(module).__name__} fails on inputs of shape {[[1, *s] for s in shapes]}, a batch of one: "
+            f"{failures[-1].partition(': ')[2]}; check the input shape"
+        )
     reasons = "\n".join(f"  {reason}" for reason in dict.fromkeys(failures))
     raise ModelError(
         f"expected a model whose path does not depend on the values of its input, got {type(module).__name__}, which could "
@@ -135,7 +144,7 @@ def list_operations_torch(
         with quiet():
             traced, narrow = _traced(source, input_shape), _program_narrow(source)
     else:
-        evaluation_mode(source)
+        source = plain_module(source)
         _, traced = trace(source, example_shapes(input_shape))
         narrow = is_narrow(source)
     walk, _ = _walked(traced, narrow, lenient=True)
@@ -180,7 +189,9 @@ def _constant(program: ExportedProgram, spec: Any) -> Tensor:
             value = table[spec.target]
             if isinstance(value, Tensor):
                 if value.is_complex():
-                    raise ModelError(f"expected real weights, got complex numbers in {spec.target!r}; write them as two tensors")
+                    raise ModelError(
+                        f"expected real weights, got complex numbers in {spec.target!r}; write them as two tensors"
+                    )
                 return value.detach().clone() if spec.kind != InputKind.PARAMETER else value.detach()
     raise ModelError(f"expected a tensor for {spec.target!r} in the exported program, got none; export it again")
 
@@ -188,13 +199,17 @@ def _constant(program: ExportedProgram, spec: Any) -> Tensor:
 def _resolved(value: Tensor, given: Shape | None) -> tuple[Shape, bool]:
     """The shape of an input with every open length decided, and whether its first axis is the batch."""
     if not value.dtype.is_floating_point:
-        raise ModelError(f"expected inputs of real numbers, got {value.dtype}; there is no Lipschitz constant of integers")
+        raise ModelError(
+            f"expected inputs of real numbers, got {value.dtype}; there is no Lipschitz constant of integers"
+        )
     dims = [s if isinstance(s, int) else None for s in value.shape]
     if given is not None:
         for shape, batched in (((1, *given), True), (given, False)):
             if len(shape) == len(dims) and all(d in (None, s) for d, s in zip(dims, shape, strict=True)):
                 return shape, batched
-        raise ModelError(f"expected an input shape that fits {['?' if d is None else d for d in dims]}, got {list(given)}")
+        raise ModelError(
+            f"expected an input shape that fits {['?' if d is None else d for d in dims]}, got {list(given)}"
+        )
     if any(d is None for d in dims[1:]):
         raise ModelError(
             f"expected a fixed shape, got {['?' if d is None else d for d in dims]}; give the shape of one example without "

@@ -18,10 +18,30 @@ _MODAL = (
 )  # fmt: skip
 
 
+def plain_module(module: nn.Module) -> nn.Module:
+    """The module behind `torch.compile` and data parallelism, in eval mode.
+
+    Raises:
+        ModelError: it is compiled to TorchScript, or in train mode.
+    """
+    for wrapper in ("_orig_mod", "module"):
+        inner = getattr(module, wrapper, None)
+        if isinstance(inner, nn.Module) and (wrapper == "_orig_mod" or isinstance(module, nn.DataParallel)):
+            module = inner
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(
+            "expected a module in Python, got TorchScript, which cannot be traced; load the original module"
+        )
+    evaluation_mode(module)
+    return module
+
+
 def evaluation_mode(module: nn.Module) -> None:
     """Raise `ModelError` if the module, or a layer in it that may behave differently, is in train mode."""
     if module.training:
-        raise ModelError(f"expected a model in eval mode, got {type(module).__name__} in train mode; call model.eval() first")
+        raise ModelError(
+            f"expected a model in eval mode, got {type(module).__name__} in train mode; call model.eval() first"
+        )
     names = [
         name
         for name, layer in module.named_modules()
@@ -42,7 +62,8 @@ def example_shapes(shape: Sequence[int] | Sequence[Sequence[int]] | None) -> lis
     """
     if shape is None:
         raise UsageError("expected the shape of one example without its batch axis, got none; give input_shape")
-    if isinstance(shape, str) or not isinstance(shape, Sequence):
+    given: object = shape
+    if isinstance(given, str) or not isinstance(given, Sequence):
         raise UsageError(f"expected a shape such as (3, 32, 32), got {shape!r}")
     several = bool(shape) and not isinstance(shape[0], int)
     found = [tuple(int(v) for v in s) for s in shape] if several else [tuple(int(v) for v in shape)]  # type: ignore[union-attr,arg-type]

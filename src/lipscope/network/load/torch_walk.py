@@ -24,7 +24,16 @@ from lipscope.network.load.torch_ops.rearrangement import PERMUTATIONS, RESHAPES
 from lipscope.network.load.torch_ops.shapes import IDENTITIES
 from lipscope.network.nodes import Shape
 
-_MALFORMED = (ValueError, TypeError, IndexError, KeyError, AttributeError, ZeroDivisionError, OverflowError, RuntimeError)
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    ZeroDivisionError,
+    OverflowError,
+    RuntimeError,
+)
 _INLINED = {"wrap_with_set_grad_enabled"}
 _SILENT = {"_set_grad_enabled", "_assert_tensor_metadata", "_assert_scalar", "sym_size", "sym_numel", "_enter_autocast"}
 _MAY_ALIAS = {*RESHAPES, *PERMUTATIONS, *IDENTITIES, "to", "type_as", "expand", "expand_as", "dropout", "feature_dropout",

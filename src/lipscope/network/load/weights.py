@@ -95,7 +95,9 @@ def _pickled(path: Path) -> Any:
             "torch.export.save(torch.export.export(model, (example,)), 'model.pt2')"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot read {path}: {str(error).splitlines()[0] if str(error) else error!r}; is the file cut off?") from error
+        raise ModelError(
+            f"cannot read {path}: {str(error).splitlines()[0] if str(error) else error!r}; is the file cut off?"
+        ) from error
 
 
 def is_torchscript(path: Path) -> bool:
@@ -114,5 +116,7 @@ def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
                 content = content[key]
                 break
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ModelError(f"expected a state dict (names and tensors) in {path}, got {type(content).__name__}; save model.state_dict()")
+        raise ModelError(
+            f"expected a state dict (names and tensors) in {path}, got {type(content).__name__}; save model.state_dict()"
+        )
     return {str(name): value for name, value in content.items()}

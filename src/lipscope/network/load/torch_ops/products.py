@@ -88,7 +88,9 @@ def _einsum(call: Call) -> Ref:
         every = "".join(letters)
         result = "".join(sorted(c for c in set(every) if every.count(c) == 1))
     if "." in equation or len(operands) > 2 or any(len(set(t)) < len(t) for t in (*letters, result)):
-        raise Refusal("only einsum of one or two tensors without ellipsis and repeated letters is understood; use matmul")
+        raise Refusal(
+            "only einsum of one or two tensors without ellipsis and repeated letters is understood; use matmul"
+        )
     if len(operands) == 1:
         (only,) = operands
         return _arranged(call, call.lowering.as_ref(only), letters[0], result)
@@ -111,11 +113,7 @@ def _contracted(call: Call, operands: list[Operand], letters: list[str], result:
     summed = [c for c in left if c in right and c not in result]
     rows = [c for c in left if c not in right and c in result]
     columns = [c for c in right if c not in left and c in result]
-    sizes = {
-        c: s
-        for t, x in zip(letters, operands, strict=True)
-        for c, s in zip(t, x.shape, strict=True)
-    }
+    sizes = {c: s for t, x in zip(letters, operands, strict=True) for c, s in zip(t, x.shape, strict=True)}
 
     def matrix(x: Operand, term: str, first: list[str], second: list[str]) -> Operand:
         """The operand as a stack of matrices."""

@@ -88,7 +88,17 @@ IDENTITIES = (
     "clone", "contiguous", "detach", "alias", "lift_fresh_copy", "lift_fresh", "lift", "positive", "view_as_real_copy",
     "requires_grad", "resolve_conj", "resolve_neg", "conj", "real",
 )  # fmt: skip
-LIKE = ("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+LIKE = (
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "new_tensor",
+)
 RANDOM = (
     "rand_like", "randn_like", "randint_like", "bernoulli", "rand", "randn", "randint", "randperm", "normal", "uniform",
     "multinomial", "poisson", "native_dropout", "exponential", "log_normal", "geometric", "cauchy", "random",
