@@ -20,6 +20,7 @@ from lipcheck.grid import prove_grid
 from lipcheck.lanczos import prove_lanczos
 from lipcheck.nodes import Network
 from lipcheck.norms import prove_cholesky, prove_dense, prove_schur, prove_sums
+from lipcheck.quadratic import prove_quadratic
 from lipcheck.rounding import Floats, up
 from lipcheck.segments import Operator, build
 
@@ -170,6 +171,18 @@ def _segment(proof: Proof, index: int, step: dict[str, Any]) -> float:
     return 0.0 if t == 0 or start == 0 else up(t * start)
 
 
+def _quadratic(proof: Proof, index: int, step: dict[str, Any], bundle: Bundle) -> float:
+    source = integer(step["from"], "from", 0, index - 1)
+    start = proof.constant(source)
+    t = real(step["norm"], "norm")
+    if not 0 <= t < math.inf:
+        raise Rejected(f"expected a finite norm >= 0, got {t}")
+    if proof.norm != "l2":
+        raise Rejected(f"rule quadratic says nothing about {proof.norm}")
+    prove_quadratic(proof.network, proof.slopes, source, index, t, step["evidence"], bundle)
+    return 0.0 if t == 0 or start == 0 else up(t * start)
+
+
 def _gain(proof: Proof, index: int) -> float:
     node = proof.network.nodes[index]
     if node.affine or len(node.inputs) != 1:
@@ -186,11 +199,11 @@ def _join(proof: Proof, index: int) -> float:
     return join(node, proof.norm, constants, lambda i: proof.box(node.inputs[i]))
 
 
-def _step(proof: Proof, step: object, before: int) -> int:
+def _step(proof: Proof, step: object, before: int, bundle: Bundle) -> int:
     rule = step.get("rule") if isinstance(step, dict) else None
-    if rule not in ("segment", "gain", "join"):
-        raise Rejected(f"expected rule segment, gain or join, got {rule!r:.60}")
-    names = {"node", "rule"} | ({"from", "norm", "evidence"} if rule == "segment" else set())
+    if rule not in ("segment", "quadratic", "gain", "join"):
+        raise Rejected(f"expected rule segment, quadratic, gain or join, got {rule!r:.60}")
+    names = {"node", "rule"} | ({"from", "norm", "evidence"} if rule in ("segment", "quadratic") else set())
     stored = keys(step, names, f"step with rule {rule}")
     index = integer(stored["node"], "node", 1, len(proof.network.nodes) - 1)
     if index <= before:
@@ -201,6 +214,8 @@ def _step(proof: Proof, step: object, before: int) -> int:
     try:
         if rule == "segment":
             value = _segment(proof, index, stored)
+        elif rule == "quadratic":
+            value = _quadratic(proof, index, stored, bundle)
         else:
             value = _gain(proof, index) if rule == "gain" else _join(proof, index)
         if not 0 <= value < math.inf:
@@ -227,5 +242,5 @@ def prove_upper(proof: Proof, document: object, bundle: Bundle) -> float:
     _read_slopes(proof, stored["slopes"], bundle)
     before = 0
     for step in stored["steps"]:
-        before = _step(proof, step, before)
+        before = _step(proof, step, before, bundle)
     return proof.constant(proof.network.output)

@@ -95,7 +95,8 @@ def bound(
         >>> import torch
         >>> from lipscope import bound, load
         >>> twice = torch.nn.Linear(3, 3, bias=False).eval()
-        >>> _ = torch.nn.init.eye_(twice.weight).mul_(2)
+        >>> with torch.no_grad():
+        ...     _ = twice.weight.copy_(2 * torch.eye(3))
         >>> result = bound(load(twice, input_shape=(3,)))
         >>> result.upper.status, round(result.upper.value, 6), round(result.lower, 6)
         ('certified', 2.0, 2.0)

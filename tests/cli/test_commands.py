@@ -104,7 +104,7 @@ def test_options_do_something(model: Path, tmp_path: Path, capsys: pytest.Captur
     assert value("--region", "box:1,1.001") < plain
     assert value("--std", "0.5") == pytest.approx(2 * plain, rel=1e-6)
     assert value("--mean", "5", "--region", "box:1,1.001") != value("--region", "box:1,1.001")
-    assert value("--method", "product") == pytest.approx(plain, rel=1e-9)
+    assert value("--method", "product") > plain
 
 
 @pytest.mark.parametrize(

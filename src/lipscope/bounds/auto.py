@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from lipscope.bounds.method import Candidate, Effort, Method
 from lipscope.bounds.problem import Problem
 from lipscope.bounds.product import Product
+from lipscope.bounds.quadratic.method import EclipseFast, LipSDP
 from lipscope.claims.errors import UsageError
 
-METHODS: tuple[Method, ...] = (Product(),)
+METHODS: tuple[Method, ...] = (Product(), EclipseFast(), LipSDP())
 """Every method, cheapest first."""
 
 

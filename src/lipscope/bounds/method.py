@@ -14,7 +14,7 @@ from lipscope.bounds.problem import NoBound, Problem
 class Step:
     """One step of a proof: the constant of the map from the input to a node's value, see docs/certificate.md.
 
-    `rule` is segment, gain or join; `start`, `norm` and `evidence` belong to a segment.
+    `rule` is segment, quadratic, gain or join; `start` and `evidence` belong to the first two, `norm` to all but a join.
     """
 
     node: int

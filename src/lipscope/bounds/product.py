@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -36,12 +37,11 @@ class Product(Method):
     def search(self, problem: Problem, effort: Effort) -> Candidate:
         """The product bound; stopped early it finishes with the cheapest norms."""
         began = time.monotonic()
-        composition = _Composition(problem, effort, anchors(problem))
+        composition = Composition(problem, effort, anchors(problem))
         value = composition.constant(problem.graph.output)
-        # The checker composes the same norms with its own outward roundings, a few units in the last place a step.
         return Candidate(
             method=self.name,
-            value=product_up(value, 1 + 16 * (len(composition.steps) + 1) * UNIT_ROUNDOFF),
+            value=with_room(value, len(composition.steps)),
             seconds=time.monotonic() - began,
             proof=Proof(self.name, tuple(sorted(composition.steps, key=lambda s: s.node))),
             failure=composition.failure,
@@ -51,8 +51,13 @@ class Product(Method):
         )
 
 
+def with_room(value: float, steps: int) -> float:
+    """A little more than `value`: the checker composes the same norms with its own outward roundings, some ulps a step."""
+    return product_up(value, 1 + 16 * (steps + 1) * UNIT_ROUNDOFF)
+
+
 @dataclass
-class _Composition:
+class Composition:
     """One walk over a network; constants of nodes are found on demand and kept."""
 
     problem: Problem
@@ -82,6 +87,24 @@ class _Composition:
             else:
                 self._nonlinear(index, node)
         return self.known[output]
+
+    def recompose(self, steps: Sequence[Step]) -> float:
+        """The constant of the output from other steps, some of which reach over several of this composition's."""
+        known = {0: 1.0} | {i: 0.0 for i in range(len(self.problem.graph)) if self.problem.constant[i]}
+        for step in steps:
+            node = self.problem.graph.nodes[step.node]
+            if step.norm is not None:
+                start = node.inputs[0] if step.start is None else step.start
+                known[step.node] = product_up(step.norm, known[start])
+            else:
+                known[step.node] = self._join(node, tuple(known[i] for i in node.inputs))
+        return with_room(known[self.problem.graph.output], len(steps))
+
+    def _join(self, node: Node, constants: tuple[float, ...]) -> float:
+        regions = self.problem.intervals
+        return join(
+            node, self.problem.norm, constants, None if regions is None else tuple(regions[i] for i in node.inputs)
+        )
 
     def _needed(self, index: int, output: int) -> bool:
         """A node's constant is needed if it is an anchor, is read by a node that is not linear in a single anchor, or is the output."""
@@ -135,22 +158,19 @@ class _Composition:
 
     def _nonlinear(self, index: int, node: Node) -> None:
         constants = tuple(self.known[i] for i in node.inputs)
+        factor: float | None = None
         try:
             if len(node.inputs) == 1:
                 factor = gain(node, self.problem.norm, self._operand(node))
                 constant = product_up(factor, constants[0])
                 self.layers.append((index, LayerRow(node.name, node.kind, None, factor, "closed form")))
-                rule = "gain"
             else:
-                regions = self.problem.intervals
-                boxes = None if regions is None else tuple(regions[i] for i in node.inputs)
-                constant = join(node, self.problem.norm, constants, boxes)
-                rule = "join"
+                constant = self._join(node, constants)
         except NoRule as missing:
             raise NoBound(index, node.name, missing.reason) from None
         self._demand_finite(index, node, constant)
         self.known[index] = constant
-        self.steps.append(Step(index, rule, constant))
+        self.steps.append(Step(index, "join" if factor is None else "gain", constant, norm=factor))
 
     def _operand(self, node: Node) -> Interval:
         """The operand's box; the whole space is a box with infinite ends, so that rules know its shape."""

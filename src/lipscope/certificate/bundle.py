@@ -121,10 +121,18 @@ def _proof(result: Result, arrays: _Arrays) -> Json:
     steps = []
     for step in proof.steps:
         entry: Json = {"node": step.node, "rule": step.rule}
-        if step.rule == "segment":
-            entry.update({"from": step.start, "norm": _number(step.norm), "evidence": step.evidence})
+        if step.rule in ("segment", "quadratic"):
+            evidence = _stored(step.evidence, arrays)
+            entry.update({"from": step.start, "norm": _number(step.norm), "evidence": evidence})
         steps.append(entry)
     return {"method": proof.method, "intervals": intervals, "slopes": slopes, "steps": steps}
+
+
+def _stored(value: object, arrays: _Arrays) -> object:
+    """A document with its arrays put into the bundle."""
+    if isinstance(value, np.ndarray):
+        return arrays.put(value)
+    return {key: _stored(v, arrays) for key, v in value.items()} if isinstance(value, dict) else value
 
 
 def _witness(result: Result, arrays: _Arrays) -> Json:
