@@ -13,13 +13,14 @@ import torch
 import lipcheck
 from lipscope.bounds.auto import best, candidates, methods
 from lipscope.bounds.lower import lower_bound
-from lipscope.bounds.method import Candidate, Effort, Progress, silent
+from lipscope.bounds.method import Candidate, Effort
 from lipscope.bounds.problem import Problem, pose
 from lipscope.bounds.unbounded import Unbounded, prove_unbounded
 from lipscope.certificate.result import Result, Upper
 from lipscope.claims.claim import Claim, parse_output
 from lipscope.claims.errors import InternalError, Interrupted, UsageError
 from lipscope.claims.norms import parse_norm
+from lipscope.claims.progress import Progress, silent
 from lipscope.claims.regions import Region, parse_region
 from lipscope.network.graph import Graph, finite_weights
 
@@ -91,6 +92,8 @@ def bound(
         UsageError: the norm, region, output or method does not exist or does not fit the model.
         Interrupted: the user stopped it before anything was reached.
 
+    Stopped while it is being checked, the result is returned with `interrupted` set and its bound *computed*.
+
     Example:
         >>> import torch
         >>> from lipscope import bound, load
@@ -121,7 +124,7 @@ def bound(
         result,
         agreement=agreement,
         dtype="float64" if isinstance(model, Graph) else model.dtype,
-        warnings=() if isinstance(model, Graph) else tuple(model.warnings),
+        warnings=(*(() if isinstance(model, Graph) else model.warnings), *_hurry(result)),
         seconds=time.monotonic() - began,
         cpu_seconds=time.process_time() - cpu,
     )
@@ -133,7 +136,10 @@ def bound(
     if not check or result.interrupted:
         return result
     progress("checking the bundle independently", 0.0)
-    return result.checked(progress)
+    try:
+        return result.checked(progress)
+    except KeyboardInterrupt:
+        return replace(result, interrupted=True)
 
 
 def check(folder: str | Path, progress: Progress = silent) -> lipcheck.Verdict:
@@ -146,6 +152,16 @@ def check(folder: str | Path, progress: Progress = silent) -> lipcheck.Verdict:
         return lipcheck.check(Path(folder), progress=lambda message: progress(f"checking: {message}", 0.0))
     except lipcheck.Unreadable as error:
         raise UsageError(str(error)) from None
+
+
+def _hurry(result: Result) -> tuple[str, ...]:
+    """What a user should know about a search that ran out of time."""
+    late = result.candidate is not None and "stopped early" in result.candidate.note
+    return (
+        ("the budget ran out before the best norms were found: a larger --budget gives a smaller bound",)
+        if late
+        else ()
+    )
 
 
 def _search(problem: Problem, method: str, began: float, budget: float, progress: Progress) -> Result:

@@ -243,3 +243,57 @@ def _readable(stream) -> bool:
     import select
 
     return bool(select.select([stream], [], [], 0)[0])
+
+
+def test_a_bad_target_is_refused_before_anything_is_computed(
+    model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the search was begun")
+
+    monkeypatch.setattr("lipscope.api.bound", never)
+    for target in (".", "..", "file", "file/below", "/proc/nowhere"):
+        assert run("bound", model, "-o", target) == 2, target
+    assert {p.name for p in tmp_path.iterdir()} == {"model.onnx", "file"}
+
+
+def test_the_answer_is_printed_even_if_the_bundle_cannot_be_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import errno
+
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    from lipscope.certificate import bundle
+
+    original = bundle.new_folder
+
+    def failing(target: Path, marker: str):
+        if target.name == "out":
+            monkeypatch.setattr(Path, "write_bytes", full)
+        return original(target, marker)
+
+    monkeypatch.setattr(bundle, "new_folder", failing)
+    assert run("bound", model, "-o", tmp_path / "out", "--json", "--budget", "2") == 5
+    out, err = capsys.readouterr()
+    assert json.loads(out)["upper"]["status"] == "certified"
+    assert "disk is full" in err
+    assert {p.name for p in tmp_path.iterdir()} == {"model.onnx"}
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    code = "import sys, lipscope, lipscope.cli; sys.exit(any(m in sys.modules for m in ('torch', 'onnx', 'plotly', 'sklearn')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    planted = code.replace("lipscope.cli;", "lipscope.cli, torch;")  # the test can fail
+    assert subprocess.run([sys.executable, "-c", planted], check=False).returncode == 1
+
+
+def test_settled_jumps_are_constants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_onnx(tmp_path / "sign.onnx", [helper.make_node("Sign", ["x"], ["y"], name="decide")], {})
+    assert run("bound", path, "--json", "--region", "box:0.5,2") == 0
+    upper = json.loads(capsys.readouterr().out)["upper"]
+    assert (upper["status"], upper["value"]) == ("certified", 0.0)

@@ -23,12 +23,12 @@ from lipscope.bounds.method import Effort
 from lipscope.bounds.problem import Problem, propagate
 from lipscope.claims.norms import Norm
 from lipscope.claims.regions import Ball, Vector
-from lipscope.claims.rounding import down, quotient_down
+from lipscope.claims.rounding import UNIT_ROUNDOFF, down, quotient_down
 from lipscope.rules.graph_value import evaluate_graph
 from lipscope.rules.questions import Interval
 
 SEED = 20260101
-"""Of the search's own generator: the result depends on the arguments alone."""
+"""Of the search's own generator: the search always begins alike; how far it gets depends on the time it has."""
 
 
 FEW_OUTPUTS = 32
@@ -57,23 +57,24 @@ class Witness:
 
 
 def lower_bound(problem: Problem, effort: Effort, rounds: int = 40) -> Witness | None:
-    """The best pair that the search finds until the effort's deadline; None if every quotient found is 0.
+    """The best pair that the search finds until about the effort's deadline; None if nothing above 0 is proved.
 
     Half of the time goes to points with large Jacobians, half to pulling the best pairs apart by gradient ascent.
     Interrupted by the user, it returns the best pair so far.
     """
     began = time.monotonic()
     half = began + (effort.deadline - began) / 2
-    search = _Search(problem)
+    search = _Search(problem, effort)
     try:
         points = search.starts()
         scores, directions = search.climb(points)
         for done in range(rounds):
+            effort.progress("lower bound: climbing", done / rounds)
             points, scores, directions = search.round(points, scores, directions)
             if time.monotonic() >= half:
                 break
-            effort.progress("lower bound: climbing", done / rounds)
-        search.pull_apart(points, directions, effort)
+        if not effort.expired:
+            search.pull_apart(points, directions)
     except KeyboardInterrupt:
         effort.progress("lower bound: stopped, keeping the best pair", 1.0)
     pair = search.best_pair()
@@ -96,7 +97,9 @@ def quotient(problem: Problem, x: Vector, y: Vector) -> float:
         return 0.0
     entries = smallest.tolist()
     reached = LENGTH_DOWN[problem.norm](entries)
-    return quotient_down(reached, apart)
+    # The checker's own sums over inputs and outputs may lose a little more than these.
+    spare = 1 - (8 * (len(gap) + len(entries)) + 32) * UNIT_ROUNDOFF
+    return quotient_down(reached, apart) * spare
 
 
 def _difference_up(x: Vector, y: Vector) -> list[float]:
@@ -112,16 +115,31 @@ def _point_image(problem: Problem, x: Vector) -> Interval:
 class _Search:
     """Points with large Jacobians, found by random starts and coordinate perturbations, and the best proved pair."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, effort: Effort) -> None:
         self.problem = problem
+        self.effort = effort
         self.size = problem.graph.input_size
         self.generator = torch.Generator().manual_seed(SEED)
         box = problem.claim.region.box()
         self.low = None if box is None else torch.from_numpy(box.lower)
         self.high = None if box is None else torch.from_numpy(box.upper)
-        work = sum(node.size for node in problem.graph.nodes)
-        self.batch = int(min(64, max(2, 4_000_000 // max(work, 1))))
+        self.batch = self._affordable()
+        self.noise: float | None = None
         self.pairs: list[tuple[float, Vector, Vector]] = []
+
+    def _affordable(self) -> int:
+        """How many points are looked at together: few enough for memory, and for a round to take a tenth of the time."""
+        work = sum(node.size for node in self.problem.graph.nodes)
+        most = int(min(64, max(2, 4_000_000 // max(work, 1))))
+        one = torch.zeros((1, self.size), dtype=torch.float64)
+        evaluate_graph(self.problem.graph, one)  # the first call pays for what is loaded and compiled
+        began = time.monotonic()
+        evaluate_graph(self.problem.graph, one)
+        # A Jacobian costs about three values an output, or six products with it.
+        passes = 3 * min(self.problem.graph.output_size, FEW_OUTPUTS) + 6
+        seconds = max(time.monotonic() - began, 1e-6) * passes
+        share = max(self.effort.deadline - began, 0.1) / 10
+        return max(1, min(most, int(share / seconds))) if math.isfinite(share) else most
 
     def _random(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, dtype=torch.float64)
@@ -159,9 +177,16 @@ class _Search:
         return self.inside(torch.cat(points))
 
     def climb(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Norms of the Jacobians at the points and the directions that nearly attain them, (B,) and (B, n)."""
-        pieces = [self._jacobian_norms(chunk) for chunk in torch.split(points, self.batch)]
-        return torch.cat([s for s, _ in pieces]), torch.cat([d for _, d in pieces])
+        """Norms of the Jacobians at the points and the directions that nearly attain them, (B,) and (B, n).
+
+        Points that are not reached in time have norm 0.
+        """
+        norms, directions = torch.zeros(len(points), dtype=torch.float64), _unit(self._random(*points.shape), "l2")
+        for number, chunk in enumerate(torch.split(torch.arange(len(points)), self.batch)):
+            if number and self.effort.expired:
+                break
+            norms[chunk], directions[chunk] = self._jacobian_norms(points[chunk])
+        return norms, directions
 
     def _jacobian_norms(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """The whole Jacobian where the network has few outputs, power iteration where it has many."""
@@ -246,19 +271,27 @@ class _Search:
                     for side in (a, b)
                 ]
             run = vector_norm(a - b, self.problem.norm)
-            # A short pair loses to rounding what it gains in slope: its outputs are only known to about 1e-13.
-            rise = vector_norm(ends[0] - ends[1], self.problem.norm) - 1e-13 * vector_norm(ends[0], self.problem.norm)
+            # A short pair loses to rounding what it gains in slope.
+            rise = vector_norm(ends[0] - ends[1], self.problem.norm) - self._lost(x)
             slope = torch.where(run > 0, rise / run.clamp_min(1e-300), 0.0)
             for i in torch.nan_to_num(slope, posinf=0.0).argsort(descending=True)[:5].tolist():
                 self.pairs.append((float(slope[i]), a[i].numpy(), b[i].numpy()))
 
-    def pull_apart(self, points: Tensor, directions: Tensor, effort: Effort) -> None:
+    def _lost(self, x: Tensor) -> float:
+        """About how much of an output difference the proof loses: the width of a point's image, found once."""
+        if self.noise is None:
+            image = _point_image(self.problem, x.detach().numpy())
+            width = vector_norm((image.upper - image.lower).reshape(1, -1), self.problem.norm)
+            self.noise = float(torch.nan_to_num(2 * width, nan=0.0, posinf=0.0))
+        return self.noise
+
+    def pull_apart(self, points: Tensor, directions: Tensor) -> None:
         """Pairs around the points at several distances, pulled apart, and the points with large Jacobians among their ends."""
         count = min(len(points), max(2, self.batch // 4))
         width = float((self.high - self.low).mean()) if self.low is not None and self.high is not None else 1.0
         spread = width * 10.0 ** torch.linspace(-2, 0, count, dtype=torch.float64)[:, None] * directions[:count]
         found = ascend(
-            self.problem.graph, self.problem.norm, points[:count] + spread, points[:count] - spread, self.inside, effort,
+            self.problem.graph, self.problem.norm, points[:count] + spread, points[:count] - spread, self.inside, self.effort,
             PULLS,
         )  # fmt: skip
         best = found.value.argsort(descending=True)
@@ -276,7 +309,7 @@ class _Search:
         self.pairs.sort(key=lambda pair: -pair[0])
         proved: tuple[Vector, Vector, float] | None = None
         for computed, x, y in self.pairs[:12]:
-            if proved is not None and computed <= proved[2] * (1 + 1e-12):
+            if proved is not None and (computed <= proved[2] * (1 + 1e-12) or self.effort.expired):
                 break
             value = quotient(self.problem, x, y)
             if value > (0.0 if proved is None else proved[2]):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lipscope.bounds.problem import NoBound, Problem
+from lipscope.claims.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,6 @@ class Candidate:
     note: str = ""
     interrupted: bool = False
     blocked: NoBound | None = None
-
-
-Progress = Callable[[str, float], None]
-
-
-def silent(message: str, fraction: float) -> None:
-    """The progress report of those who want none."""
-    del message, fraction
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from lipscope.claims.errors import LipscopeError
 from lipscope.claims.norms import Norm
 from lipscope.claims.regions import check_size
 from lipscope.network.graph import Graph
-from lipscope.network.nodes import Concat, Constant, Dense, Elementwise, Node, Reshape
+from lipscope.network.nodes import Concat, Constant, Dense, Discontinuous, Elementwise, Node, Reshape
 from lipscope.rules.questions import Interval, box_image, slopes
 
 
@@ -150,10 +150,16 @@ class Problem:
 
     @cached_property
     def constant(self) -> tuple[bool, ...]:
-        """For each node whether it depends on constants alone."""
+        """For each node whether it is constant on the region.
+
+        It is if it depends on constants alone, or if it is an operation with jumps whose box is a single point.
+        """
         known: list[bool] = []
-        for node in self.graph.nodes:
+        for index, node in enumerate(self.graph.nodes):
             alone = isinstance(node, Constant) or (bool(node.inputs) and all(known[i] for i in node.inputs))
+            if isinstance(node, Discontinuous) and self.intervals is not None and index in self.intervals:
+                box = self.intervals[index]
+                alone = alone or torch.equal(box.lower, box.upper)
             known.append(alone)
         return tuple(known)
 

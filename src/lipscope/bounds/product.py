@@ -17,7 +17,7 @@ import torch
 from lipscope.bounds.method import Candidate, Effort, LayerRow, Method, Proof, Step
 from lipscope.bounds.problem import NoBound, Problem
 from lipscope.bounds.segments import anchors, segment
-from lipscope.claims.rounding import UNIT_ROUNDOFF, product_up
+from lipscope.claims.rounding import UNIT_ROUNDOFF, product_up, sum_up
 from lipscope.network.nodes import Elementwise, Node
 from lipscope.operator_norm import Enclosure, enclose
 from lipscope.rules.linear_map import LinearMap
@@ -74,7 +74,7 @@ class Composition:
         """Upper bound of the constant of the map from the input to node `output`."""
         needed = [i for i in range(output + 1) if self._needed(i, output)]
         segments = sum(self._rule(i) == "segment" for i in needed)
-        share = self.effort.failure / max(segments, 1)
+        share = self.effort.failure / max(segments, 1) * (1 - 1e-9)  # the rounded sum of all shares stays within it
         for done, index in enumerate(needed):
             if index in self.known:
                 continue
@@ -131,7 +131,7 @@ class Composition:
         bound = self._enclose(piece.map, share)
         constant = product_up(bound.upper, self.known[start])
         self._demand_finite(index, node, constant)
-        self.failure += bound.failure
+        self.failure = sum_up([self.failure, bound.failure])
         self.known[index] = constant
         self.steps.append(Step(index, "segment", constant, start, bound.upper, bound.evidence))
         weighted = [self.problem.graph.nodes[i] for i in piece.inner if self.problem.graph.nodes[i].parameters()]

@@ -66,7 +66,7 @@ def between(problem: Problem, start: int, end: int) -> tuple[int, ...]:
     """The nodes after `start` that `end` depends on and that depend on `start`, `end` included, in order."""
     forward = {start}
     for index in range(start + 1, end + 1):
-        if forward & set(problem.graph.nodes[index].inputs):
+        if not problem.constant[index] and forward & set(problem.graph.nodes[index].inputs):
             forward.add(index)
     return tuple(sorted((forward & problem.graph.ancestors(end)) - {start}))
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lipscope.certificate.files import new_folder
+from lipscope.certificate.files import new_folder, replaceable, write_file
+from lipscope.claims.errors import UsageError
 from lipscope.claims.regions import Ball, Box
 from lipscope.network.graph import array_digest, encode
 from lipscope.network.nodes import Array
@@ -70,6 +71,26 @@ def write_bundle(result: Result, folder: Path) -> None:
             (place / "verdict.json").write_bytes(json.dumps(result.verdict, indent=1).encode())
         index = {"schema": SCHEMA, "files": digests}
         (place / "bundle.json").write_bytes(json.dumps(index, indent=1, sort_keys=True).encode())
+
+
+def try_folder(folder: Path) -> None:
+    """Raise what `write_bundle` would raise about the place, before anything is computed.
+
+    Raises:
+        ResourceError: the disk is full.
+        UsageError: the place cannot be written, or holds something that is not a bundle.
+    """
+    missing = [p for p in (folder.absolute().parent, *folder.absolute().parent.parents) if not p.exists()]
+    if folder.absolute() == Path.cwd() or folder.absolute() in Path.cwd().parents:
+        raise UsageError(
+            f"expected a new folder for the bundle, got {folder}, which the command runs in; choose another"
+        )
+    probe = (missing[-1] if missing else folder.absolute()).parent / f".{folder.name}.probe"
+    if not replaceable(folder.absolute(), "bundle.json"):
+        with new_folder(folder, "bundle.json"):
+            pass  # raises, and says why
+    write_file(probe, b"")
+    probe.unlink()
 
 
 def _npy(array: Array) -> bytes:

@@ -50,6 +50,11 @@ def write_file(target: Path, content: bytes) -> None:
             raise
 
 
+def replaceable(target: Path, marker: str) -> bool:
+    """Whether a folder may take the place of `target`: it does not exist, is empty, or holds the file `marker`."""
+    return not target.exists() or (target.is_dir() and ((target / marker).is_file() or not any(target.iterdir())))
+
+
 @contextmanager
 def new_folder(target: Path, marker: str) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends without an error.
@@ -61,7 +66,7 @@ def new_folder(target: Path, marker: str) -> Iterator[Path]:
         UsageError: the place cannot be written, or holds something that is not ours.
     """
     target = target.absolute()
-    if target.exists() and not (target.is_dir() and ((target / marker).is_file() or not any(target.iterdir()))):
+    if not replaceable(target, marker):
         raise UsageError(
             f"expected {target} to be new, empty or an older bundle, got something else; nothing was overwritten, choose another folder"
         )
@@ -72,8 +77,18 @@ def new_folder(target: Path, marker: str) -> Iterator[Path]:
             temporary.chmod(0o755)
             yield temporary
             if target.exists():
-                shutil.rmtree(target)
-            temporary.rename(target)
+                # The old folder leaves only when the new one is complete, and comes back if that cannot take its place.
+                aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+                target.rename(aside / "old")
+                try:
+                    temporary.rename(target)
+                except OSError:
+                    (aside / "old").rename(target)
+                    raise
+                finally:
+                    shutil.rmtree(aside, ignore_errors=True)
+            else:
+                temporary.rename(target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

@@ -9,11 +9,12 @@ from typing import Any
 
 import lipcheck
 from lipscope.bounds.lower import Witness
-from lipscope.bounds.method import Candidate, LayerRow, Progress, silent
+from lipscope.bounds.method import Candidate, LayerRow
 from lipscope.bounds.problem import Problem
 from lipscope.bounds.unbounded import Unbounded
 from lipscope.certificate.bundle import write_bundle
 from lipscope.claims.claim import Status
+from lipscope.claims.progress import Progress, silent
 from lipscope.claims.regions import Everywhere, Region
 from lipscope.network.nodes import Array
 
@@ -91,7 +92,11 @@ class Result:
             case "certified":
                 return replace(self.found, status="certified")
             case "rejected":
-                reason = "the checker refused: " + "; ".join(self._part("upper")["reasons"])
+                reason = (
+                    "the checker refused: "
+                    + "; ".join(self._part("upper")["reasons"])
+                    + ". This is a defect of lipscope, not of your model; please report it"
+                )
                 return replace(
                     self.found, status="computed" if self.found.value is not None else "no-bound", reason=reason
                 )

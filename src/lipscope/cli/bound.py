@@ -48,16 +48,21 @@ def command(
 ) -> None:
     """Prove an interval for the Lipschitz constant of MODEL and have it checked."""
     from lipscope.api import bound
+    from lipscope.certificate.bundle import try_folder
 
+    if bundle is not None:
+        try_folder(bundle)
     with progress() as report:
         loaded = read_model(model, input_shape, weights, mean, std)
         result = bound(loaded, norm, region, output, method, budget, check=not no_check, progress=report)
+    try:
         if bundle is not None:
-            result = result.save(bundle, check=not (no_check or result.interrupted), progress=report)
-    if json:
-        print_json(result.to_json())
-    else:
-        show(result, bundle)
+            result = result.save(bundle, check=False)
+    finally:  # a bundle that cannot be written takes nothing away from the answer
+        if json:
+            print_json(result.to_json())
+        else:
+            show(result, bundle)
     if result.interrupted:
         raise typer.Exit(Interrupted.exit_code)
     if result.verdict is not None and not result.verdict["accepted"]:
@@ -79,7 +84,12 @@ def show(result: Result, bundle: Path | None = None) -> None:
         console.print(f"  upper   [bold]{figure(upper.value)}[/]  {upper.status}, {upper.proof}, by {upper.method}")
         if upper.reason:
             console.print(f"          [red]{upper.reason}[/]")
-    console.print(f"  lower   [bold]{figure(result.lower)}[/]  {result.lower_status}, attained by a pair of inputs")
+    attained = (
+        f"{result.lower_status}, attained by a pair of inputs"
+        if result.witness
+        else "no pair of inputs found that proves more"
+    )
+    console.print(f"  lower   [bold]{figure(result.lower)}[/]  {attained}")
     if result.exact:
         console.print("  exact   both ends agree to 1e-9")
     elif result.ratio is not None:

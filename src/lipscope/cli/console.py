@@ -15,8 +15,8 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
-from lipscope.bounds.method import Progress
 from lipscope.claims.errors import UsageError
+from lipscope.claims.progress import Progress
 
 if TYPE_CHECKING:
     from lipscope.network.load.load import LoadedModel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -11,7 +11,9 @@ import typer
 from lipscope.claims.errors import LipscopeError
 from lipscope.cli.bound import show
 from lipscope.cli.console import figure, progress, stderr
-from lipscope.cli.demo_model import RADIUS, train_digits
+
+if TYPE_CHECKING:
+    from lipscope.certificate.result import Result
 
 
 def command(
@@ -23,6 +25,7 @@ def command(
     """Train a small digit classifier, bound it globally and around one image, have it checked, write a report."""
     from lipscope.api import bound, load
     from lipscope.claims.regions import Box
+    from lipscope.cli.demo_model import RADIUS, train_digits
     from lipscope.report import write_report
 
     console = stderr()
@@ -66,10 +69,11 @@ def command(
         raise typer.Exit(LipscopeError.exit_code)
 
 
-def explain(results: list, margin: float, label: int) -> None:  # type: ignore[type-arg]
+def explain(results: list[Result], margin: float, label: int) -> None:
     """What the numbers mean, in sentences."""
     console = stderr()
     everywhere, box = results[0], results[1]
+    assert everywhere.upper.value is not None
     console.print("[bold]4. Read[/] the numbers")
     console.print(
         f"   upper  No two images whatsoever change the ten scores (in l2) by more than {figure(everywhere.upper.value)} times their "
