@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
+from environment import environment
 from torch import nn
 
 from lipscope.bounds.problem import pose
@@ -213,18 +212,6 @@ def resnet() -> list[dict[str, object]]:
         value, seconds = timed(lambda layer=layer, shape=(inputs, size, size): power_iteration(layer, shape))
         rows.append({"layer": name, **row, "power iteration (100 steps)": {"value": value, "seconds": seconds}})
     return rows
-
-
-def environment() -> dict[str, object]:
-    """What the figures depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def main() -> None:

@@ -193,8 +193,8 @@ def _upper(
         name = problem.graph.nodes[unbounded.node].name
         return Upper(None, unbounded.method, "unbounded", node=unbounded.node, layer=name, reason=unbounded.reason)
     blocking = next((c.blocked for c in found if c.blocked is not None), None)
-    node = None if blocking is None else blocking.node
+    node = problem.stored.output if blocking is None else blocking.node  # a refused method: the network as a whole
     return Upper(
-        None, "none", "no-bound", node=node, layer=None if node is None else problem.graph.nodes[node].name,
+        None, "none", "no-bound", node=node, layer=problem.graph.nodes[node].name,
         reason=blocking.reason if blocking else "; ".join(f"{c.method}: {c.note}" for c in found),
     )  # fmt: skip

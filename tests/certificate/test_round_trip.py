@@ -68,3 +68,11 @@ def test_a_claim_below_the_truth_is_refused(tmp_path: Path) -> None:
     verdict = lipcheck.check(folder)
     assert not verdict.accepted
     assert verdict.upper["status"] == "rejected"
+
+
+def test_a_refused_method_is_an_answer_that_the_checker_reads() -> None:
+    network = BY_NAME["one-hidden"]
+    result = bound(load(network.module(), input_shape=network.shape), "linf", method="lipsdp", budget=2)
+    assert result.upper.status == "no-bound"
+    assert "l2" in (result.upper.reason or "")
+    assert result.verdict is not None and result.verdict["accepted"]

@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from harness.pages import read, section
+from lipscope.bounds.auto import METHODS
 from lipscope.claims import errors
 from lipscope.cli import app
 
@@ -55,6 +56,13 @@ def test_defaults_are_those_of_the_code(name: str) -> None:
 def test_the_list_of_commands_is_complete() -> None:
     assert set(re.findall(r"^\| \[`(\w+)`\]", read(PAGE), re.MULTILINE)) == set(COMMANDS)
     assert set(re.findall(r"^## lipscope (\w+)", read(PAGE), re.MULTILINE)) == set(COMMANDS)
+
+
+def test_every_method_is_named_and_no_other() -> None:
+    rows = [line for line in section(PAGE, "lipscope bound").splitlines() if line.startswith("| `--method`")]
+    assert len(rows) == 1
+    named = set(re.findall(r"`([\w-]+)`", rows[0])) - {"--method"}
+    assert named == {"auto", *(method.name for method in METHODS)}
 
 
 def test_each_command_and_option_has_help() -> None:

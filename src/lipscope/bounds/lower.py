@@ -166,7 +166,9 @@ class _Search:
         points = [self.problem.data[: self.batch]]
         if self.low is None or self.high is None:
             scale = 10.0 ** (3 * self._uniform(count, 1) - 1)
-            points += [scale * self._random(count, self.size), torch.zeros((1, self.size), dtype=torch.float64)]
+            zero = torch.zeros((1, self.size), dtype=torch.float64)
+            # Images and features are often scaled to [0, 1].
+            points += [scale * self._random(count, self.size), self._uniform(max(count // 2, 1), self.size), zero]
         else:
             width = self.high - self.low
             points += [

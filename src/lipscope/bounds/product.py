@@ -25,7 +25,7 @@ from lipscope.rules.questions import Interval, NoRule, gain, join
 
 
 class Product(Method):
-    """Norms of segments, composed along the graph. Accepts every network; exact norms, loose where directions differ."""
+    """Norms of segments, composed along the graph. Accepts every network; loose where the segments' top directions differ."""
 
     name = "product"
 

@@ -14,6 +14,7 @@ from lipscope.bounds.problem import Problem
 from lipscope.bounds.unbounded import Unbounded
 from lipscope.certificate.bundle import write_bundle
 from lipscope.claims.claim import Status
+from lipscope.claims.errors import InternalError
 from lipscope.claims.progress import Progress, silent
 from lipscope.claims.regions import Everywhere, Region
 from lipscope.network.nodes import Array
@@ -137,7 +138,12 @@ class Result:
         with tempfile.TemporaryDirectory(prefix="lipscope-") as place:
             folder = Path(place) / "bundle"
             write_bundle(self, folder)
-            verdict = lipcheck.check(folder, progress=lambda message: progress(f"checking: {message}", 0.0))
+            try:
+                verdict = lipcheck.check(folder, progress=lambda message: progress(f"checking: {message}", 0.0))
+            except lipcheck.Unreadable as error:
+                raise InternalError(
+                    f"the checker cannot read lipscope's own bundle: {error}; please report it"
+                ) from None
         return replace(self, verdict=verdict.document)
 
     def save(self, folder: str | Path, *, check: bool = True, progress: Progress = silent) -> Result:

@@ -194,7 +194,7 @@ class LipSDP(Quadratic):
     limit = 1600
 
     def multipliers(self, network: Stacked, effort: Effort) -> list[Offer]:
-        """The points on the way to the optimum; the remark is the gap to it that the barrier proves."""
+        """The points on the way to the optimum; the remark estimates the gap to it by the barrier's weight."""
         small = network.reduced_input()
         rho, values = _start(small)
         path = minimise(small, 1.05 * rho, values, tolerance=1e-8, deadline=effort.deadline)
@@ -202,4 +202,6 @@ class LipSDP(Quadratic):
 
 
 def _gap(optimum: Optimum) -> str:
-    return "stopped early" if np.isinf(optimum.gap) else f"within {optimum.gap / 2:.0e} of the best multipliers"
+    if np.isinf(optimum.gap):
+        return "the barrier method was stopped off-centre"
+    return f"within about {optimum.gap / 2:.0e} of the best multipliers"
