@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lipscope.claims.errors import UsageError
-from lipscope.claims.norms import NORMS, Norm
+from lipscope.claims.norms import Norm
 from lipscope.operator_norm import sums as absolute
 from lipscope.operator_norm.cholesky import SMALL, assemble, plan, prove_cholesky, top_vector
 from lipscope.operator_norm.gram import Gram, attained, gram
@@ -89,10 +89,9 @@ def enclose(
         ModelError: the map has coefficients that are not finite, or so small or large that float64 cannot multiply
         them.
     """
-    if norm not in NORMS or not 0 < tolerance < 1 or not 0 < failure <= 0.5 or not (memory is None or memory > 0):
+    if not 0 < tolerance < 1 or not 0 < failure <= 0.5 or not (memory is None or memory > 0):
         raise UsageError(
-            f"expected a norm of {NORMS}, tolerance in (0, 1), failure in (0, 0.5] and memory > 0, "
-            f"got {norm!r}, {tolerance}, {failure}, {memory}"
+            f"expected tolerance in (0, 1), failure in (0, 0.5] and memory > 0, got {tolerance}, {failure}, {memory}"
         )
     begin = time.monotonic()
     with torch.no_grad():

@@ -27,7 +27,7 @@ def zeros_like(array: Array) -> Array:
 
 def magnitude(array: Array) -> NDArray[np.float64]:
     """The entrywise absolute value, exact, in float64."""
-    return np.abs(np.asarray(array, dtype=np.float64))
+    return np.asarray(np.abs(np.asarray(array, dtype=np.float64)))
 
 
 def behind_batch(axes: Shape) -> Shape:

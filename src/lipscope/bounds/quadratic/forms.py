@@ -20,8 +20,15 @@ from lipscope.bounds.segments import between
 from lipscope.network.nodes import Elementwise, Node, Sort
 from lipscope.rules.questions import absolute, evaluate, linear_part, roundings
 
+SMALLEST, LARGEST = 1e-80, 1e40
+"""Between which the nonzero entries of composed layers have to lie."""
+
 CHUNK_BYTES = 200_000_000
 """Columns are pushed through an operation in batches of at most this size."""
+
+
+class OutOfRange(Exception):
+    """Composed layers leave the range in which rounding is accounted for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +132,15 @@ class _Walk:
             # A unit's own value starts afresh; what passes by it linearly keeps its count, plus the multiplication.
             counts[index] = before + (node.shape[node.axis] + 8 if isinstance(node, Sort) else 1)
         self.roundings = max(self.roundings, counts[index])
+        if not self.exact:
+            self._demand_range(node, self.forms[index])
+
+    def _demand_range(self, node: Node, reads: Reads) -> None:
+        """Products that underflow lose more than the rounding bounds allow for; what is near it is left to other methods."""
+        for matrix in reads.values():
+            entries = matrix[matrix != 0]
+            if entries.size and not SMALLEST <= float(entries.min()) <= float(entries.max()) <= LARGEST:
+                raise OutOfRange(f"weights up to {node.name!r} multiply to numbers outside [{SMALLEST:g}, {LARGEST:g}]")
 
     def _forget(self, index: int, path: tuple[int, ...]) -> None:
         readers = self.problem.graph.readers

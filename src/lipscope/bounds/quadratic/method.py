@@ -14,7 +14,7 @@ from lipscope.bounds.product import Composition
 from lipscope.bounds.quadratic.certify import proved_constant
 from lipscope.bounds.quadratic.closed_form import eclipse_fast
 from lipscope.bounds.quadratic.elimination import Infeasible, norm_start, repaired, smallest_rho
-from lipscope.bounds.quadratic.forms import Piece, dimension, entries, open_units, piece, refusal
+from lipscope.bounds.quadratic.forms import OutOfRange, Piece, dimension, entries, open_units, piece, refusal
 from lipscope.bounds.quadratic.newton import Optimum, minimise
 from lipscope.bounds.quadratic.stacked import Stacked, Vector
 from lipscope.bounds.segments import anchors, between
@@ -115,8 +115,12 @@ class Quadratic(Method):
             if factor == 0:  # nothing gets through, and nothing is below 0
                 continue
             # Overflow on the way to multipliers is no harm: what is not finite is not proved.
-            with np.errstate(all="ignore"):
-                found = self._bound(piece(problem, window.start, window.end), effort, notes)
+            try:
+                with np.errstate(all="ignore"):
+                    found = self._bound(piece(problem, window.start, window.end), effort, notes)
+            except OutOfRange as reason:
+                notes.append(str(reason))
+                continue
             if found is None or found[0] >= factor:
                 continue
             t, step = found

@@ -119,11 +119,11 @@ class Lowering(GraphBuilder):
 
     def minus(self, a: Operand, b: Operand) -> Ref:
         """A - b"""
-        return self.plus(a, self.negative(b) if isinstance(b, Ref) else np.negative(stored(b)))
+        return self.plus(a, self.negative(b) if isinstance(b, Ref) else np.asarray(np.negative(stored(b))))
 
     def negative(self, x: Ref) -> Ref:
         """-x"""
-        return self._with_constant(n.MulConstant, x, np.float64(-1.0))  # type: ignore[arg-type]
+        return self._with_constant(n.MulConstant, x, np.asarray(-1.0))
 
     def times(self, a: Operand, b: Operand) -> Ref:
         """A * b"""
@@ -172,7 +172,7 @@ class Lowering(GraphBuilder):
             if isinstance(x, Ref) and not isinstance(c, Ref) and np.size(c) == 1:
                 x = self.expand(x, np.broadcast_shapes(x.shape, np.shape(c)))
                 return self.clip(x, high=float(np.reshape(stored(c), ())))
-        flipped = [self.negative(x) if isinstance(x, Ref) else np.negative(stored(x)) for x in (a, b)]
+        flipped = [self.negative(x) if isinstance(x, Ref) else np.asarray(np.negative(stored(x))) for x in (a, b)]
         return self.negative(self.maximum(*flipped))
 
     def select(self, mask: Array, a: Operand, b: Operand) -> Ref:
