@@ -74,6 +74,13 @@ def image(node: Node, inputs: Sequence[Box]) -> Box:
 Range = tuple[Floats, Floats]
 
 
+def _share(part: float, x: Floats) -> Floats:
+    """At least `part |x|`, about twice that; it is 0 for x = 0 only, a tiny product must not vanish: what it is
+    multiplied by may be huge.
+    """
+    return np.where(x == 0, 0.0, ups(2 * part * np.abs(x)))
+
+
 def _affine(node: Node, inputs: Sequence[Box]) -> Range:
     """Centre and radius: `|A x - fl(A c)| <= |A| r + gamma_k |A| |c| + m TINY`, the right side with its own
     k roundings (factor 1 + 2 gamma_k) and those of its assembly.
@@ -86,7 +93,7 @@ def _affine(node: Node, inputs: Sequence[Box]) -> Range:
         ups(np.maximum(ups(box.hi - c[0]), ups(c[0] - box.lo)))[None] * ((box.lo != c[0]) | (box.hi != c[0]))
         for box, c in zip(inputs, centres, strict=True)
     ]
-    widths = [r + (2 * gamma(k)) * np.abs(c) for r, c in zip(radii, centres, strict=True)]
+    widths = [r + _share(gamma(k), c) for r, c in zip(radii, centres, strict=True)]
     radius = size.apply(list(widths))[0] * (1 + 4 * gamma(k) + 8 * U) + 4 * (map_.terms + 2) * TINY
     value = map_.apply(list(centres))[0]
     bias = node.fields.get("bias")
@@ -152,7 +159,7 @@ def _matmul(node: Node, inputs: Sequence[Box]) -> Range:
         ups(np.maximum(ups(x.hi - c), ups(c - x.lo))) * ((x.lo != c) | (x.hi != c)) for x, c in ((a, c1), (b, c2))
     )
     wide = ups(np.abs(c2) + r2)
-    radius = np.matmul(np.abs(c1), r2 + 2 * gamma(n + 1) * np.abs(c2)) + np.matmul(r1, wide)
+    radius = np.matmul(np.abs(c1), r2 + _share(gamma(n + 1), c2)) + np.matmul(r1, wide)
     radius = radius * (1 + 4 * gamma(n + 8)) + 8 * (n + 2) * TINY
     value = np.matmul(c1, c2)
     return downs(value - radius), ups(value + radius)

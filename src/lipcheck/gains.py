@@ -19,6 +19,10 @@ GetBox = Callable[[int], Box]
 """The box of the i-th input of the node; raises `Rejected` where the region is everywhere."""
 
 
+JOINED = frozenset({"Add", "Concat", "Maximum", "Multiply", "MatMul", "Divide"})
+"""The kinds with a rule `join`."""
+
+
 def _root(n: int) -> float:
     with ctx.workprec(120):
         return arb_up(arb(n).sqrt())
@@ -82,7 +86,8 @@ def gain(node: Node, operand: tuple[int, ...], norm: str, everywhere: bool, box:
 
 
 def _sum(values: Sequence[float]) -> float:
-    return float(sum_up(np.array(values)))
+    """Upper bound of a sum of numbers that are not negative: zeros cost nothing, one number is its own sum."""
+    return norm_up(np.array(values), "l1")
 
 
 def _times(a: float, b: float) -> float:
@@ -107,6 +112,10 @@ def join(node: Node, norm: str, constants: Sequence[float], box: GetBox) -> floa
         Rejected: the kind has no rule, or needs boxes and there are none.
     """
     kind = node.kind
+    if kind == "Divide" and not (box(1).smallest > 0).all():
+        raise Rejected("the divisor may be 0")
+    if kind in JOINED and not any(constants):
+        return 0.0
     if kind == "Add":
         return _sum(constants)
     if kind in ("Concat", "Maximum"):
@@ -123,8 +132,6 @@ def join(node: Node, norm: str, constants: Sequence[float], box: GetBox) -> floa
             columns, rows = (1, 0) if norm == "l1" else (0, 1)
             return _sum([_times(a, _sums(right)[columns]), _times(b, _sums(left)[rows])])
         least = float(second.smallest.min())
-        if not least > 0:
-            raise Rejected("the divisor may be 0")
         square = math.nextafter(least * least, 0.0)
         if not square > 0:
             raise Rejected("the divisor is too close to 0")

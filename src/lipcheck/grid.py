@@ -18,6 +18,9 @@ from lipcheck.norms import cholesky
 from lipcheck.rounding import Floats, U, gamma
 from lipcheck.segments import Operator
 
+SMALLEST_SCALE, LARGEST_SCALE = 2.0**-800, 2.0**100
+"""Nonzero scales of channels, and all their partial products, are in this range: so their roundings are relative."""
+
 
 def _per_channel(values: Floats, node: Node) -> Floats:
     """One number per channel, if the broadcast values are uniform on each.
@@ -29,6 +32,23 @@ def _per_channel(values: Floats, node: Node) -> Floats:
     if not (full == full[:, :1]).all():
         raise Rejected(f"grid needs one number per channel at node {node.name!r}")
     return np.asarray(full[:, 0], dtype=np.float64)
+
+
+def _scaled(scale: Floats, by: Floats, divide: bool = False) -> Floats:
+    """The product (or quotient) of channel scales, 0 only where a factor is: no underflow hides in it.
+
+    Raises:
+        Rejected: a factor or the result is neither 0 nor in [SMALLEST_SCALE, LARGEST_SCALE].
+    """
+    result = scale / by if divide else scale * by
+    factor = 1 / by if divide else by
+    for values in (factor, result):
+        size = np.abs(values)
+        if not ((values == 0) | ((size >= SMALLEST_SCALE) & (size <= LARGEST_SCALE))).all():
+            raise Rejected("grid: a channel's scale, or a partial product of it, is too large or too small")
+    if ((result == 0) & (scale != 0) & (factor != 0)).any():
+        raise Rejected("grid: a channel's scale underflows")
+    return np.asarray(result, dtype=np.float64)
 
 
 def _chain(operator: Operator) -> tuple[Node, Floats, int]:
@@ -56,19 +76,22 @@ def _chain(operator: Operator) -> tuple[Node, Floats, int]:
             raise Rejected(f"grid needs the convolution first, got {node.kind} {node.name!r}")
         with np.errstate(all="ignore"):
             if node.kind == "BatchNorm" and node["axis"] == 1:
-                scale, roundings = scale * batch_norm_scale(node), roundings + 5
+                scale, roundings = _scaled(scale, batch_norm_scale(node)), roundings + 5
             elif node.kind == "MulConstant":
-                scale, roundings = scale * _per_channel(node["value"], node), roundings + 1
+                scale, roundings = _scaled(scale, _per_channel(node["value"], node)), roundings + 1
             elif node.kind == "DivConstant":
-                scale, roundings = scale / _per_channel(node["value"], node), roundings + 1
+                scale, roundings = _scaled(scale, _per_channel(node["value"], node), divide=True), roundings + 1
             elif node.kind == "Elementwise":
-                scale, roundings = scale * _per_channel(operator.linear_slopes[index], node), roundings + 1
+                slopes = _per_channel(operator.linear_slopes[index], node)
+                scale, roundings = _scaled(scale, slopes), roundings + 1
             else:
                 raise Rejected(f"grid does not allow {node.kind} {node.name!r}")
     if conv is None:
         raise Rejected("grid needs a convolution")
     if operator.rows is not None:
-        scale, roundings = scale * _per_channel(operator.rows, operator.network.nodes[operator.end]), roundings + 1
+        with np.errstate(all="ignore"):
+            rows = _per_channel(operator.rows, operator.network.nodes[operator.end])
+            scale, roundings = _scaled(scale, rows), roundings + 1
     return conv, scale, roundings
 
 
@@ -125,9 +148,8 @@ def prove_grid(operator: Operator, t: float, evidence: dict[str, Any]) -> None:
         raise Rejected("grid proves no bound 0")
     exponent = math.frexp(t)[1]
     shape = [-1] + [1] * (spatial + 1)
-    # Powers of two are exact; what the product with the scale underflows to is below 2^-1000 and added to `error`.
-    if not ((np.abs(scale) <= 2.0**100) & (np.abs(scale) >= 2.0**-800)).all():
-        raise Rejected("grid: a channel's scale is 0, or too large or too small")
+    # Powers of two lose at most 2^-1075, which a scale up to 2^100 enlarges to 2^-975, and the product with the scale
+    # loses as much: below the 2^-900 for each entry in `error`.
     with np.errstate(all="ignore"):
         weight = np.ldexp(conv["weight"], -exponent) * scale.reshape(shape)
     if not np.isfinite(weight).all():

@@ -13,7 +13,7 @@ from lipcheck.bundle import finite_real, integer
 from lipcheck.errors import Rejected
 from lipcheck.functions import arb_down, arb_up
 from lipcheck.norms import scaled
-from lipcheck.rounding import TINY, Floats, U, gamma, norm_up
+from lipcheck.rounding import TINY, Floats, U, frobenius_up, gamma
 from lipcheck.segments import Operator
 
 
@@ -82,19 +82,19 @@ def _start(operator: Operator, side: str, level: float, delta: float, steps: int
     for step in range(1, steps + 1):
         w = _gram(operator, side, v)
         beta = betas[-1] if betas else 0.0
-        error = local[0] * norm_up(np.abs(v), "l2") + local[1] + 2 * U * beta * norm_up(np.abs(before), "l2")
+        error = local[0] * frobenius_up(v) + local[1] + 2 * U * beta * frobenius_up(before)
         w = w - beta * before
         alpha = float((w * v).sum())
-        error += 2 * U * (norm_up(np.abs(w), "l2") + abs(alpha) * norm_up(np.abs(v), "l2"))
+        error += 2 * U * (frobenius_up(w) + abs(alpha) * frobenius_up(v))
         w = w - alpha * v
         length = float(np.sqrt((w * w).sum()))
-        size_w = norm_up(np.abs(w), "l2")
+        size_w = frobenius_up(w)
         error += 2 * U * size_w + size * TINY
         stop = not length > 1e-250
         before, v = v, (np.zeros_like(v) if stop else w / length)
         if stop:
             error, length = error + size_w, 0.0
-        last = norm_up(np.abs(v), "l2")
+        last = frobenius_up(v)
         error += 2 * U * length * last
         eta = max(eta, error * (1 + 1e-10))
         alphas.append(alpha)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -228,6 +228,41 @@ def _step(proof: Proof, step: object, before: int, bundle: Bundle) -> int:
     return index
 
 
+def _settle(proof: Proof) -> None:
+    """Find what is constant on the region: jumps whose box is one point, and what depends on these and constants alone.
+
+    What is constant has K = 0, which would hide that it has no value at all, so all of it is evaluated.
+
+    Raises:
+        Rejected: something that depends on constants alone is not defined or not finite.
+    """
+    network = proof.network
+    reached = network.ancestors(network.output)
+    dependent: list[bool] = []
+    for index, node in enumerate(network.nodes):
+        live = index == 0 or any(dependent[i] for i in node.inputs)
+        if live and node.kind == "Discontinuous" and index in reached:
+            live = not _is_point(proof, index)
+        dependent.append(live)
+    origin = np.zeros(network.nodes[0].size)
+    boxes = Boxes(network, Box(origin, origin)) if proof.boxes is None else proof.boxes
+    for index in sorted(reached):
+        if not dependent[index]:
+            boxes[index]
+    proof.network = replace(network, dependent=tuple(dependent))
+
+
+def _is_point(proof: Proof, index: int) -> bool:
+    """Whether a node is proved to have one value on the whole region."""
+    if proof.boxes is None:
+        return False
+    try:
+        box = proof.boxes[index]
+    except Rejected:
+        return False
+    return bool((box.lo == box.hi).all())
+
+
 def prove_upper(proof: Proof, document: object, bundle: Bundle) -> float:
     """Go through the proof; the constant of the output.
 
@@ -240,6 +275,7 @@ def prove_upper(proof: Proof, document: object, bundle: Bundle) -> float:
     proof.progress("intervals and slopes")
     _read_intervals(proof, stored["intervals"], bundle)
     _read_slopes(proof, stored["slopes"], bundle)
+    _settle(proof)
     before = 0
     for step in stored["steps"]:
         before = _step(proof, step, before, bundle)

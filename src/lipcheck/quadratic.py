@@ -34,6 +34,13 @@ from lipcheck.rounding import Floats, U, gamma, up
 from lipcheck.segments import Slopes
 from lipcheck.units import FLOOR, Form, Part, Units
 
+SMALLEST_DIAGONAL = 1e-150
+"""Smaller diagonal entries are refused: a product that underflows at the end of a term costs an entry of the matrix at most
+1e-323 times a form's entry (below 1e50) for each of its terms, 1e-123 after the diagonal is brought near 1."""
+
+UNDERFLOW = 1e-290
+"""Added to the absolute values of the terms' coefficients: gamma of it is above what an underflow in them loses."""
+
 ROOM = tuple(10.0**-k for k in range(14, 2, -1))
 
 
@@ -104,8 +111,8 @@ def _terms(layer: Units, values: Floats, places: Blocks, own: slice, width: int,
     reads: Mapping[int, Floats] = {b: _pick(f, absolute) for b, f in layer.reads.items()}
     if absolute:
         linear, both = (
-            -values * (np.abs(layer.lower) + np.abs(layer.upper)),
-            2 * values * np.abs(layer.lower * layer.upper),
+            -values * (np.abs(layer.lower) + np.abs(layer.upper)) - UNDERFLOW,
+            2 * values * (np.abs(layer.lower * layer.upper) + UNDERFLOW),
         )
     else:
         linear, both = values * (layer.lower + layer.upper), 2 * values * (layer.lower * layer.upper)
@@ -161,11 +168,11 @@ def _eliminate(part: Part, k: int, values: Floats, form: Floats, blocks: Blocks)
 def _semidefinite(matrix: Floats, error: Floats) -> bool:
     """Whether every symmetric matrix that differs from `matrix` by at most `error`, entrywise, is positive semidefinite."""
     diagonal = np.diagonal(matrix)
-    if not np.isfinite(matrix).all() or not (diagonal > 0).all():
+    if not np.isfinite(matrix).all() or not (diagonal >= SMALLEST_DIAGONAL).all():
         return False
     half = np.frexp(diagonal)[1] // 2
     shift = -(half[:, None] + half[None, :])
-    scaled, slack = np.ldexp(matrix, shift), np.ldexp(error, shift) + 1e-290
+    scaled, slack = np.ldexp(matrix, shift), np.ldexp(error, shift) + 1e-20
     n = len(matrix)
     trace = float(np.diagonal(scaled).sum()) * (1 + 1e-9)
     g = gamma(n + 4)

@@ -7,6 +7,8 @@ sum of absolute values. Overflow gives inf or NaN, which `finite` turns into a r
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -73,28 +75,45 @@ def sum_down(x: Floats, axis: int | tuple[int, ...] | None = None) -> Floats:
     return np.maximum(downs(np.asarray(x.sum(axis=axis), dtype=np.float64) * (1 - 4 * (n + 2) * U)), 0.0)
 
 
+def _total(x: Floats, upward: bool) -> float:
+    """The sum of nonnegative floats, rounded in the given direction: the best float, however many terms there are."""
+    terms = x.ravel().tolist()
+    try:
+        total = math.fsum(terms)  # correctly rounded
+        beyond = math.fsum([*terms, -total])  # the sign of what it left out is right
+    except OverflowError:
+        return math.inf if upward else 2.0**1023
+    if upward:
+        return up(total) if beyond > 0 else total
+    return down(total) if beyond < 0 else total
+
+
 def norm_up(x: Floats, norm: str) -> float:
-    """Upper bound of the norm of a vector of exact nonnegative numbers."""
-    if norm == "linf":
+    """Upper bound of the norm of a vector of exact nonnegative numbers, a few units in the last place above it."""
+    if norm == "linf" or not x.any():
         return float(x.max(initial=0.0))
     if norm == "l1":
-        return float(sum_up(x.ravel()))
+        return _total(x, upward=True)
     scaled, exponent = _scaled(x)
     # Squares below 2^-1074 may vanish: at most n of them.
-    square = float(sum_up(scaled * scaled * (1 + 4 * U))) + x.size * TINY
-    return up(float(np.ldexp(up(float(np.sqrt(up(square)))), exponent)))
+    square = up(_total(ups(scaled * scaled), upward=True) + x.size * TINY)
+    return _unscaled_up(square, exponent)
 
 
 def norm_down(x: Floats, norm: str) -> float:
-    """Lower bound of the norm of a vector of exact nonnegative numbers."""
-    if norm == "linf":
+    """Lower bound of the norm of a vector of exact nonnegative numbers, a few units in the last place below it."""
+    if norm == "linf" or not x.any():
         return float(x.max(initial=0.0))
     if norm == "l1":
-        return float(sum_down(x.ravel()))
+        return _total(x, upward=False)
     scaled, exponent = _scaled(x)
-    square = float(sum_down(scaled * scaled * (1 - 4 * U)))
+    square = _total(np.maximum(downs(scaled * scaled), 0.0), upward=False)
     square = down(square - x.size * TINY)
     return max(0.0, down(float(np.ldexp(down(float(np.sqrt(max(square, 0.0)))), exponent))))
+
+
+def _unscaled_up(square: float, exponent: int) -> float:
+    return up(float(np.ldexp(up(float(np.sqrt(square))), exponent)))
 
 
 def _scaled(x: Floats) -> tuple[Floats, int]:
@@ -104,5 +123,6 @@ def _scaled(x: Floats) -> tuple[Floats, int]:
 
 
 def frobenius_up(x: Floats) -> float:
-    """Upper bound of the Frobenius norm of a matrix of floats."""
-    return norm_up(np.abs(x), "l2")
+    """Upper bound of the Frobenius norm of an array of floats: faster than `norm_up`, `4 (n + 2) u` above the norm."""
+    scaled, exponent = _scaled(np.abs(x))
+    return _unscaled_up(up(float(sum_up(scaled * scaled * (1 + 4 * U))) + x.size * TINY), exponent)

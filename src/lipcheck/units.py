@@ -1,8 +1,8 @@
 """The part of a network between two nodes as linear functions of blocks: the start's value, and the units of each layer.
 
 For the rule `quadratic` of the certificate. A form is a matrix together with a bound of what its computation lost: with k
-roundings on the longest way, `|computed - exact| <= gamma_k size + FLOOR` entrywise, `size` being the composition of
-absolute values, computed alongside.
+roundings on the longest way, `|computed - exact| <= gamma_k size + MOST_LOST` entrywise, `size` being the composition of
+absolute values, computed alongside (and within MOST_LOST of the exact one but for its own roundings).
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ import numpy as np
 from lipcheck.errors import Rejected
 from lipcheck.linear import absolute, factor, signed
 from lipcheck.nodes import Network, Node
-from lipcheck.rounding import Floats, finite
+from lipcheck.rounding import TINY, Floats, finite
 from lipcheck.segments import Slopes
 
 FLOOR = 1e-150
-"""Above everything that underflow can lose in a form whose entries stay below LARGEST."""
+"""Far above everything that underflow can lose in a form: whoever multiplies errors by `gamma` of it is still above."""
 
-LARGEST = 1e100
+MOST_LOST = 1e-170
+"""What underflow may lose in an entry of a form, together with all that later layers make of it."""
+
+LARGEST = 1e50
 MOST = 400_000_000
 """Entries that one value's forms may hold."""
 
@@ -72,6 +75,7 @@ class Part:
             start[(lower == 0) & (upper == 0)] = 0.0
         forms: dict[int, dict[int, Form]] = {self.source: {0: Form(start, start)}}
         counts = {self.source: 2}
+        lost: dict[int, float] = {self.source: 0.0}
         last = {i: index for index in inside for i in self.network.nodes[index].inputs}
         for index in inside:
             node = self.network.nodes[index]
@@ -83,6 +87,7 @@ class Part:
             else:
                 forms[index], own = self._function(index, node, forms[node.inputs[0]])
             counts[index] = before + own
+            lost[index] = self._lost(index, node, max(lost[i] for i in node.inputs if i in lost))
             self._limit(forms[index])
             for i in set(node.inputs):
                 if last[i] == index and i != self.target:
@@ -114,6 +119,30 @@ class Part:
         if not reached:
             raise Rejected(f"the part to node {self.target} does not reach node {self.source}")
         return sorted(seen)
+
+    def _lost(self, index: int, node: Node, before: float) -> float:
+        """What underflow may have lost in an entry of a node's forms: that of its operands, enlarged by the node's largest
+        absolute row sum, and its own. The factors 2 are far above what rounding does to these numbers.
+
+        Raises:
+            Rejected: so much that FLOOR does not cover it.
+        """
+        if node.kind == "Sort":
+            own = 2.0 * node.shape[node["axis"]], 2.0 * node.shape[node["axis"]]
+        elif node.affine:
+            shapes = [self.network.nodes[i].shape for i in node.inputs]
+            map_ = factor(node, shapes, absolute)
+            with np.errstate(all="ignore"):
+                live = [self.network.dependent[i] for i in node.inputs]
+                ones = [np.ones((1, *s)) if a else None for a, s in zip(live, shapes, strict=True)]
+                own = float(finite(map_.apply(ones), "a composition of layers").max()), float(map_.terms)
+        else:
+            lower, upper = self.slopes[index]
+            own = float(np.abs(np.where(lower == upper, lower, 0.0)).max(initial=1.0)), 1.0
+        total = float(2 * own[0] * before + 2 * own[1] * TINY)
+        if not total <= MOST_LOST:
+            raise Rejected(f"underflow before node {index} ({node.kind} {node.name!r}) may be enlarged to {total:.3g}")
+        return total
 
     def _limit(self, forms: Mapping[int, Form]) -> None:
         if sum(f.matrix.size for f in forms.values()) > MOST:
@@ -187,7 +216,9 @@ class Part:
         self, index: int, node: Node, result: dict[int, Form], reads: Mapping[int, Form], lower: Floats, upper: Floats,
         group: Floats | None, spread: Floats,
     ) -> None:  # fmt: skip
-        if not (np.isfinite(lower).all() and np.isfinite(upper).all()):
-            raise Rejected(f"node {index} ({node.kind} {node.name!r}) has slopes that are not finite")
+        if not ((np.abs(lower) <= LARGEST) & (np.abs(upper) <= LARGEST)).all():
+            raise Rejected(
+                f"node {index} ({node.kind} {node.name!r}) has slopes that are not finite, or above {LARGEST}"
+            )
         self.layers.append(Units(index, reads, lower, upper, group))
         result[len(self.layers)] = Form(spread, np.abs(spread))

@@ -110,6 +110,7 @@ def prove_unbounded(network: Network, region: Region, document: object, bundle: 
     if method == "countable":
         stored = keys(document, {"method", "x", "y"}, "proof.json")
         _countable(network)
+        _defined(network, region)
         x, y = _points(("x", "y"), {"x": stored["x"], "y": stored["y"]}, bundle, size, "proof.json")
         if not (region.contains(x) and region.contains(y)):
             raise Rejected("a point of the proof is outside the region")
@@ -169,6 +170,23 @@ def _countable(network: Network) -> None:
             continue
         seen.add(index)
         stack.extend(node.inputs)
+
+
+def _defined(network: Network, region: Region) -> None:
+    """Refuse operations without a value for every input, unless the box of their operand keeps away from where they
+    have none: the argument is about a network that is defined, and so continuous or not, on the whole region.
+    """
+    boxes = None if region.box is None else Boxes(network, region.box)
+    for index in sorted(network.ancestors(network.output)):
+        node = network.nodes[index]
+        partial = node.kind == "Divide" or (node.kind in ("LayerNorm", "RMSNorm") and not node["eps"] > 0)
+        if node.kind == "Elementwise":
+            partial = node["function"] in ("log", "sqrt", "reciprocal")
+        if not partial or not network.dependent[index]:
+            continue  # what depends on constants alone is evaluated with the two points
+        if boxes is None:
+            raise Rejected(f"node {index} ({node.kind} {node.name!r}) may be undefined somewhere")
+        boxes[index]
 
 
 # ---------------------------------------------------------------------------------------------------- agreement

@@ -98,6 +98,8 @@ def test_enclosures_hold_and_are_tight(case: str, data: Any) -> None:
             [np.linspace(a, b, 2001), [v for v in (-3.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0) if a <= v <= b]]
         )
     )
+    # Points that nearly coincide say nothing about slopes: their quotient is noise.
+    x = x[np.concatenate([[True], np.diff(x) > 1e-9 * (b - a)])] if b > a else x
     y = function(x)
     scale = 1 + np.abs(y).max()
     assert values[0][0] <= y.min() + 4e-15 * scale and values[1][0] >= y.max() - 4e-15 * scale

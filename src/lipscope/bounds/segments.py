@@ -7,6 +7,7 @@ cancel or do not share their top directions, so segments are as long as they can
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lipscope.bounds.problem import Problem
+from lipscope.claims.errors import ModelError
 from lipscope.network.nodes import (
     AddConstant,
     BatchNorm,
@@ -26,6 +28,18 @@ from lipscope.network.nodes import (
 )  # fmt: skip
 from lipscope.rules.linear_map import LinearMap
 from lipscope.rules.questions import Roundings, absolute, evaluate, linear_part, roundings
+
+SMALLEST_SCALE, LARGEST_SCALE = 2.0**-800, 2.0**100
+"""Nonzero scales of channels, and their partial products, that may be taken into a convolution's weights."""
+
+SMALLEST_WEIGHT = 1e-290
+"""Nonzero scaled weights below lose accuracy."""
+
+ROUNDED_AWAY = 2.0**-1040
+"""More than underflow takes from one value on the way (2^-1075 for each of its terms)."""
+
+NEGLIGIBLE = 1e-30
+"""What underflow may take from a norm, relative to it."""
 
 
 def anchors(problem: Problem) -> tuple[int, ...]:
@@ -83,6 +97,7 @@ def segment(problem: Problem, start: int, end: int) -> Segment:
     plain = _Composition(problem, start, target, factors, mask, rows)
     absolute_factors = {index: absolute(node) for index, node in factors.items()}
     positive = _Composition(problem, start, target, absolute_factors, mask, rows)
+    _refuse_underflow(problem.graph.nodes[end], positive)
     linear_map = LinearMap(
         input_shape=problem.graph.nodes[start].shape,
         output_shape=problem.graph.nodes[end].shape,
@@ -94,6 +109,25 @@ def segment(problem: Problem, start: int, end: int) -> Segment:
         convolution=_as_convolution(problem, [factors[i] for i in inner], mask, rows),
     )
     return Segment(start, end, inner, linear_map)
+
+
+def _refuse_underflow(end: Node, positive: _Composition) -> None:
+    """Refuse a segment in which values may underflow and be enlarged afterwards: error bounds relative to |L| miss that.
+
+    Raises:
+        ModelError: what is lost may matter.
+    """
+    ones = torch.ones(1, *positive.input_shape, dtype=torch.float64)
+    size = ones.numel()
+    with torch.no_grad():
+        largest = float(positive.apply(ones).max())
+    lost = max(positive.enlarged()) * ROUNDED_AWAY
+    # A map that is 0 or leaves float64 altogether is recognised later.
+    if 0 < largest < math.inf and not lost * max(size, math.prod(end.shape)) <= NEGLIGIBLE * largest / size:
+        raise ModelError(
+            f"expected layers whose products float64 can hold, got intermediate values that underflow on the way to "
+            f"{end.name!r} and are enlarged again; rescale the layers before it"
+        )
 
 
 def _live_entries(problem: Problem, index: int) -> Tensor | None:
@@ -136,14 +170,31 @@ class _Composition:
         self._mask = mask
         self._rows = rows
         self._recorded: tuple[int, Tensor, Tensor] | None = None
+        self.input_shape = problem.graph.nodes[start].shape
 
-    def apply(self, x: Tensor) -> Tensor:
+    def enlarged(self) -> tuple[float, float]:
+        """By how much, of |L|, what is added to every value on the way arrives: at the output, and of the transpose."""
+        with torch.enable_grad():
+            x = torch.zeros((1, *self.input_shape), dtype=torch.float64, requires_grad=True)
+            result = self.apply(x, lost=1.0)
+            forward = float(result.detach().max())
+            if not result.requires_grad:
+                return forward, 0.0
+            backward = torch.autograd.grad(result, x, torch.ones_like(result))[0]
+        return forward, float(backward.max()) + 1.0
+
+    def apply(self, x: Tensor, lost: float = 0.0) -> Tensor:
+        """The map. With `lost`, every value on the way is enlarged by it, and so is every adjoint on the way back."""
         values = {self._start: x if self._mask is None else x * self._mask}
         remaining = {i: sum(i in self._nodes[j].inputs for j in self._factors) for i in (self._start, *self._factors)}
         for index, node in self._factors.items():
             batch = x.shape[:1]
             operands = [values[i] if i in values else x.new_zeros((*batch, *self._nodes[i].shape)) for i in node.inputs]
             values[index] = evaluate(node, *operands)
+            if lost:
+                values[index] = values[index] + lost
+                if values[index].requires_grad:
+                    values[index].register_hook(lambda adjoint: adjoint + lost)  # type: ignore[no-untyped-call]
             for i in set(node.inputs) & values.keys():
                 remaining[i] -= 1
                 if remaining[i] == 0 and i != self._target:
@@ -188,18 +239,33 @@ def _as_convolution(problem: Problem, factors: Sequence[Node], mask: Tensor | No
             return None
         if node.kind == "Reshape" and node.shape != conv.shape:
             return None
-        channel = _per_channel(evaluate(node, torch.ones((1, *conv.shape), dtype=torch.float64))[0])
-        if channel is None:
+        found = _scaled(scale, _per_channel(evaluate(node, torch.ones((1, *conv.shape), dtype=torch.float64))[0]))
+        if found is None:
             return None
-        scale = scale * channel
+        scale = found
     if rows is not None:
-        channel = _per_channel(rows)
-        if channel is None:
+        found = _scaled(scale, _per_channel(rows))
+        if found is None:
             return None
-        scale = scale * channel
+        scale = found
     weight = np.asarray(conv.weight, dtype=np.float64)
-    weight = weight * scale.numpy().reshape(-1, *(1,) * (weight.ndim - 1))
-    return replace(conv, weight=weight, bias=None)
+    scaled = weight * scale.numpy().reshape(-1, *(1,) * (weight.ndim - 1))
+    zero = (weight == 0) | (scale.numpy() == 0).reshape(-1, *(1,) * (weight.ndim - 1))
+    if not (zero | (np.abs(scaled) >= SMALLEST_WEIGHT)).all():
+        return None
+    return replace(conv, weight=scaled, bias=None)
+
+
+def _scaled(scale: Tensor, by: Tensor | None) -> Tensor | None:
+    """The product of channel scales; None unless it and its factors are 0 or in the range of the certificate's `grid`."""
+    if by is None:
+        return None
+    result = scale * by
+    for values in (by, result):
+        size = values.abs()
+        if not bool(((values == 0) | ((size >= SMALLEST_SCALE) & (size <= LARGEST_SCALE))).all()):
+            return None
+    return None if bool(((result == 0) & (scale != 0) & (by != 0)).any()) else result
 
 
 def _per_channel(values: Tensor) -> Tensor | None:

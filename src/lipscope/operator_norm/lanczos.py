@@ -48,6 +48,9 @@ HEAD_ROOM = 64.0
 ROUNDING_HEAD_ROOM = 4.0
 """The same for the term of the rounding errors, which depends on the vectors by a small factor only."""
 
+MOST_ENLARGEMENTS = 600
+"""How often the excess over the Ritz value is multiplied by four: it never takes as many, from 1e-12 to 1e308."""
+
 SMALLEST_PROBABILITY = 1e-3
 """Starts are added until each of them may fail with this probability: more would drown in rounding errors."""
 
@@ -254,7 +257,8 @@ def prove_lanczos(
         if recurrence.steps >= steps or (recurrence.steps > 0 and stop()):
             break
         recurrence.step()
-    value = _smallest(criterion, max(map(recurrence.ritz_value, range(recurrence.starts))), recurrence.gram.bound)
+    ritz = max(map(recurrence.ritz_value, range(recurrence.starts)))
+    value = _smallest(criterion, ritz, recurrence.gram.bound, stop)
     if value is None:
         return None
     evidence: dict[str, object] = {
@@ -267,17 +271,25 @@ def prove_lanczos(
     return Proof(up(recurrence.gram.unscaled(up(math.sqrt(value)))), evidence, failure)
 
 
-def _smallest(criterion: Criterion, ritz: float, bound: float) -> float | None:
-    """The smallest value above the Ritz value, to 1e-7 of the excess, that meets the criterion; None if there is none
-    below `bound`.
+def _smallest(criterion: Criterion, ritz: float, bound: float, stop: Callable[[], bool]) -> float | None:
+    """The smallest value above the Ritz value, to 1e-3 of the excess, that meets the criterion; None if there is none
+    below twice `bound`, if the Ritz value is not a positive number, or if time runs out beyond twice the Ritz value.
     """
+    if not (ritz > 0 and math.isfinite(ritz)):
+        return None
     excess = 1e-12
-    while not criterion.meets(ritz * (1 + excess)):
+    for _ in range(MOST_ENLARGEMENTS):
+        if criterion.meets(ritz * (1 + excess)):
+            break
         excess *= 4
-        if ritz * (1 + excess) > 2 * bound:
+        if not ritz * (1 + excess) <= 2 * bound or (excess > 1 and stop()):
             return None
+    else:
+        return None
     low, high = excess / 4, excess
     for _ in range(12):
+        if stop():
+            break
         middle = (low + high) / 2
         low, high = (low, middle) if criterion.meets(ritz * (1 + middle)) else (middle, high)
     return ritz * (1 + high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,9 @@ Source = nn.Module | ExportedProgram | str | Path
 InputShape = Sequence[int] | Sequence[Sequence[int]]
 Numbers = float | Sequence[float]
 Reals = NDArray[np.float64]
+
+SOFTPLUS_THRESHOLD = 20.0
+"""PyTorch's default for `beta x`; a smaller one is refused, a larger one has a smaller jump."""
 
 _WEIGHTS_ONLY = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".safetensors")
 
@@ -80,7 +84,8 @@ def load(
     if shift is not None or scale is not None:
         plain, found = _normalised(plain, shift, scale), _in_raw_units(found, plain, shift, scale)
     graph, pairs = _agreeing(found, plain, 0.0 if shift is None else shift, 1.0 if scale is None else scale)
-    return LoadedModel(graph, tuple(pairs), found.dtype, _warnings(len(pairs)))
+    notes = () if isinstance(source, str | Path) and _is_onnx(source) else _softplus_jumps(found.graph)
+    return LoadedModel(graph, tuple(pairs), found.dtype, (*_warnings(len(pairs)), *notes))
 
 
 def _agreeing(
@@ -108,6 +113,19 @@ def _warnings(compared: int) -> tuple[str, ...]:
     return (
         f"graph and model were compared on {compared} of {SAMPLES} inputs; on the others the model is not finite, or its own "
         "roundings hide what it computes",
+    )
+
+
+def _softplus_jumps(graph: Graph) -> tuple[str, ...]:
+    """What PyTorch's softplus does that the graph's, the function of real numbers, does not."""
+    found = [node for node in graph.nodes if isinstance(node, n.Elementwise) and node.function == "softplus"]
+    if not found:
+        return ()
+    jump = max(math.log1p(math.exp(-SOFTPLUS_THRESHOLD)) / dict(node.arguments)["beta"] for node in found)
+    names = ", ".join(dict.fromkeys(repr(node.name) for node in found))
+    return (
+        f"softplus in {names} is taken as log(1 + exp(beta x))/beta; PyTorch's replaces it by x above its threshold, where "
+        f"it jumps by up to {jump:.3g}: the bounds are those of the function without the jump",
     )
 
 
@@ -161,7 +179,7 @@ def _opened(source: Source, weights: str | Path | None) -> nn.Module | ExportedP
             f"expected a module, an exported program, a path or package.module:factory, got {type(source).__name__}"
         )
     path = Path(source)
-    if path.name.endswith((".onnx", ".onnx.gz")):
+    if _is_onnx(path):
         _no_weights(weights, "an ONNX file")
         return path
     if path.suffix == ".pt2":
@@ -173,6 +191,10 @@ def _opened(source: Source, weights: str | Path | None) -> nn.Module | ExportedP
         model = build(source)
         return model if weights is None else _weighted(model, weights)
     raise _unreadable(path)
+
+
+def _is_onnx(path: str | Path) -> bool:
+    return Path(path).name.endswith((".onnx", ".onnx.gz"))
 
 
 def _unreadable(path: Path) -> ModelError:

@@ -22,6 +22,13 @@ def _named(function: str, **defaults: float) -> Handler:
     return handle
 
 
+def _celu(call: Call) -> Operand:
+    alpha = float(call.attribute("alpha", 1.0))
+    if not alpha > 0:
+        raise Refusal(f"expected alpha > 0, got {alpha}")
+    return call.lowering.elementwise(call.x, "celu", alpha=alpha)
+
+
 def _softplus(call: Call) -> Operand:
     return call.lowering.elementwise(call.x, "softplus", beta=1.0)
 
@@ -120,7 +127,7 @@ HANDLERS: Handlers = {
     "Relu": _named("relu"),
     "LeakyRelu": _named("leaky_relu", negative_slope=float(np.float32(0.01))),
     "Elu": _named("elu", alpha=1.0),
-    "Celu": _named("celu", alpha=1.0),
+    "Celu": _celu,
     "Selu": _selu,
     "Sigmoid": _named("sigmoid"),
     "Tanh": _named("tanh"),

@@ -32,6 +32,13 @@ def _elu(call: Call) -> Ref:
     return call.lowering.elementwise(call.x, "elu", alpha=float(call["alpha"]))
 
 
+def _celu(call: Call) -> Ref:
+    alpha = float(call["alpha"])
+    if not alpha > 0:
+        raise Refusal(f"expected alpha > 0, got {alpha}")
+    return call.lowering.elementwise(call.x, "celu", alpha=alpha)
+
+
 def _softplus(call: Call) -> Ref:
     if float(call["threshold"]) < 20:
         raise Refusal("with a threshold below 20 it has a visible jump; leave the threshold at its default")
@@ -144,7 +151,7 @@ HANDLERS: Handlers = {
     "softsign": _plain("softsign"),
     "tanhshrink": _plain("tanhshrink"),
     "leaky_relu": _named("leaky_relu", negative_slope="negative_slope"),
-    "celu": _named("celu", alpha="alpha"),
+    "celu": _celu,
     "softshrink": _named("softshrink", lambd="lambd"),
     "elu": _elu,
     "gelu": _gelu,
