@@ -87,7 +87,9 @@ def test_enclosures_hold_and_are_tight(case: str, data: Any) -> None:
     low = 0.5 if case in POSITIVE else -12.0
     # Kinks and critical points are often ends of an interval.
     point = st.one_of(
-        st.floats(low, 12.0), st.sampled_from([x for x in (-3.0, -1.0, -0.5, 0.5, 0.0, 1.0, 2.0, 3.0) if x >= low])
+        # On a grid of 2^-20: an interval that ends 1e-300 behind a kink has slopes that no sample can see.
+        st.floats(low, 12.0).map(lambda v: round(v * 2**20) / 2**20),
+        st.sampled_from([x for x in (-3.0, -1.0, -0.5, 0.5, 0.0, 1.0, 2.0, 3.0) if x >= low]),
     )
     a, b = sorted((data.draw(point), data.draw(point)))
     function = CASES[case][2]
@@ -98,8 +100,6 @@ def test_enclosures_hold_and_are_tight(case: str, data: Any) -> None:
             [np.linspace(a, b, 2001), [v for v in (-3.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0) if a <= v <= b]]
         )
     )
-    # Points that nearly coincide say nothing about slopes: their quotient is noise.
-    x = x[np.concatenate([[True], np.diff(x) > 1e-9 * (b - a)])] if b > a else x
     y = function(x)
     scale = 1 + np.abs(y).max()
     assert values[0][0] <= y.min() + 4e-15 * scale and values[1][0] >= y.max() - 4e-15 * scale
