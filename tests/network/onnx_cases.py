@@ -53,12 +53,12 @@ def model_of(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
 
 
-def read(model: onnx.ModelProto, input_shape: Sequence[int] | None = None) -> SourceModel:
+def read(model: onnx.ModelProto, *input_shapes: Sequence[int] | None) -> SourceModel:
     """The model through a file and the importer."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
-        return load_onnx(path, input_shape)
+        return load_onnx(path, [tuple(s) for s in input_shapes if s is not None] or None)
 
 
 def largest_error(found: np.ndarray, expected: np.ndarray) -> float:

@@ -224,8 +224,15 @@ def test_shapes_that_are_refused(declared, given, words):
 
 def test_an_input_shape_for_two_inputs():
     model = model_of([helper.make_node("Add", ["x", "z"], ["y"])], {"x": [1, 2], "z": [1, 2]})
-    with pytest.raises(ModelError, match="one input"):
+    with pytest.raises(ModelError, match="each of the 2 inputs"):
         read(model, (2,))
+    assert read(model, (2,), (2,)).graph.input_shapes == ((2,), (2,))
+    with pytest.raises(ModelError, match="fits"):
+        read(model, (2,), (3,))
+    open_ones = model_of([helper.make_node("Add", ["x", "z"], ["y"])], {"x": ["n", "c"], "z": ["n", "c"]})
+    with pytest.raises(ModelError, match="of every input where there are several"):
+        read(open_ones)
+    assert read(open_ones, (4,), (4,)).graph.input_shapes == ((4,), (4,))
     model = model_of([helper.make_node("Add", ["x", "z"], ["y"])], {"x": ["n", "c"], "z": [1, 2]})
     assert read(model, (2,)).graph.input_shapes == ((2,), (2,))
 

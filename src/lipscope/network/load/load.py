@@ -141,7 +141,7 @@ def list_operations(
     if isinstance(opened, Path):
         from lipscope.network.load.onnx_import import list_operations as list_onnx
 
-        return list_onnx(opened, _single(input_shape))
+        return list_onnx(opened, _shapes(input_shape))
     return list_operations_torch(opened, input_shape)
 
 
@@ -155,7 +155,7 @@ def _source_model(
     if isinstance(opened, Path):
         from lipscope.network.load.onnx_import import load_onnx
 
-        return load_onnx(opened, _single(input_shape)), opened.name
+        return load_onnx(opened, _shapes(input_shape)), opened.name
     name = source if isinstance(source, str | Path) else type(opened).__name__
     if isinstance(opened, ExportedProgram):
         return from_exported(opened, input_shape), Path(name).name
@@ -231,14 +231,9 @@ def _weighted(module: nn.Module, weights: str | Path) -> nn.Module:
     return module
 
 
-def _single(input_shape: InputShape | None) -> Shape | None:
-    """The shape for a model with one input."""
-    if input_shape is None:
-        return None
-    shapes = example_shapes(input_shape)
-    if len(shapes) != 1:
-        raise UsageError(f"expected one input shape for an ONNX file, got {len(shapes)}; fix the shapes in the file")
-    return shapes[0]
+def _shapes(input_shape: InputShape | None) -> list[Shape] | None:
+    """The shapes that the user gave, one an input."""
+    return None if input_shape is None else list(example_shapes(input_shape))
 
 
 # ------------------------------------------------------------------------------------------------ normalisation

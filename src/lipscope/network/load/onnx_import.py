@@ -25,12 +25,12 @@ _TRUTH_RESULT = {"Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "N
 _MALFORMED = (ValueError, TypeError, IndexError, KeyError, AttributeError, ZeroDivisionError, OverflowError)
 
 
-def load_onnx(path: Path, input_shape: Sequence[int] | None = None) -> SourceModel:
+def load_onnx(path: Path, input_shapes: Sequence[Shape] | None = None) -> SourceModel:
     """The graph of an ONNX model, and the model's own evaluation by the reference evaluator.
 
     Args:
         path: an `.onnx` or `.onnx.gz` file.
-        input_shape: shape of one example without its batch axis; needed where the model leaves it open.
+        input_shapes: shape of one example of each input without its batch axis; needed where the model leaves it open.
 
     Raises:
         ModelError: the file cannot be read, or its shapes are open, or it has a fixed batch.
@@ -39,7 +39,7 @@ def load_onnx(path: Path, input_shape: Sequence[int] | None = None) -> SourceMod
     path = Path(path)
     model = read_model(path)
     opset = standard_opset(model)
-    inputs = model_inputs(model.graph, input_shape)
+    inputs = model_inputs(model.graph, input_shapes)
     walk = _Walk(model, opset, inputs)
     walk.run()
     if walk.refused:
@@ -57,14 +57,14 @@ def load_onnx(path: Path, input_shape: Sequence[int] | None = None) -> SourceMod
     return SourceModel(graph, run, tuple(x.shape for x in inputs), "float64" if double else "float32")
 
 
-def list_operations(path: Path, input_shape: Sequence[int] | None = None) -> list[Operation]:
+def list_operations(path: Path, input_shapes: Sequence[Shape] | None = None) -> list[Operation]:
     """Every node of an ONNX model in its order, with what becomes of it. Unsupported operations do not raise.
 
     Raises:
         ModelError: the file cannot be read, or its shapes are open.
     """
     model = read_model(Path(path))
-    walk = _Walk(model, standard_opset(model), model_inputs(model.graph, input_shape), lenient=True)
+    walk = _Walk(model, standard_opset(model), model_inputs(model.graph, input_shapes), lenient=True)
     walk.run()
     return walk.operations
 

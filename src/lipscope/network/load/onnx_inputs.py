@@ -13,8 +13,6 @@ from onnx import helper
 from lipscope.claims.errors import ModelError
 from lipscope.network.nodes import Shape
 
-_FIX = "fix the shapes of the inputs in the file, for example with onnx.tools.update_model_dims"
-
 
 @dataclass(frozen=True)
 class ModelInput:
@@ -46,14 +44,16 @@ class ModelInput:
         )
 
 
-def model_inputs(graph: onnx.GraphProto, input_shape: Sequence[int] | None) -> list[ModelInput]:
+def model_inputs(graph: onnx.GraphProto, input_shapes: Sequence[Shape] | None) -> list[ModelInput]:
     """The inputs that are not initializers, with their shapes.
+
+    `input_shapes` gives the shape of one example of every input in order, or of the only one that is open.
 
     A first axis of open length is the batch; a first axis of length 1 too, where there are more axes. A longer first
     axis is no batch if another input shows that the batch is open or 1 (the state of a recurrent network).
 
     Raises:
-        ModelError: an input has open lengths and no `input_shape` is given, or it does not fit, or the batch has a
+        ModelError: an input has open lengths and no shape is given, or it does not fit, or the batch has a
             fixed length above 1, or an input is no tensor.
     """
     stored = {t.name for t in graph.initializer}
@@ -63,13 +63,19 @@ def model_inputs(graph: onnx.GraphProto, input_shape: Sequence[int] | None) -> l
     dims = {value.name: _dims(value) for value in inputs}
     open_ones = [name for name, d in dims.items() if d is None or None in d[1:]]
     target = open_ones[0] if len(open_ones) == 1 else inputs[0].name if len(inputs) == 1 else None
-    if input_shape is not None and target is None:
+    given: dict[str, Shape] = {}
+    if input_shapes is not None and len(input_shapes) == len(inputs):
+        given = dict(zip(dims, input_shapes, strict=True))
+    elif input_shapes is not None and len(input_shapes) == 1 and target is not None:
+        given = {target: input_shapes[0]}
+    elif input_shapes is not None:
         raise ModelError(
-            f"expected a model with one input of open shape for --input-shape, got inputs {list(dims)}; {_FIX}"
+            f"expected one shape for each of the {len(inputs)} inputs {list(dims)} in --input-shape, separated by ';', "
+            f"got {len(input_shapes)}"
         )
     hint = target is not None
     free = any(d and len(d) > 1 and d[0] in (None, 1) for d in dims.values())
-    return [_resolved(v, dims[v.name], input_shape if v.name == target else None, hint, free) for v in inputs]
+    return [_resolved(v, dims[v.name], given.get(v.name), hint or len(inputs) > 1, free) for v in inputs]
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[int | None] | None:
@@ -91,8 +97,10 @@ def _resolved(
         return ModelInput(value.name, shape, shape[1:] if batched else shape, dtype)
     if dims is None or None in dims[1:]:
         declared = "no shape" if dims is None else [d if d is not None else "?" for d in dims]
-        advice = "give the shape of one example without its batch with --input-shape" if hint else _FIX
-        raise ModelError(f"expected a fixed shape for input {value.name!r}, got {declared}; {advice}")
+        raise ModelError(
+            f"expected a fixed shape for input {value.name!r}, got {declared}; give the shape of one example without its "
+            "batch with --input-shape, of every input where there are several"
+        )
     first = dims[0] if dims else None
     long = len(dims) > 1 and first is not None and first > 1
     if long and not free:
