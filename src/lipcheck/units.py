@@ -25,8 +25,8 @@ MOST_LOST = 1e-170
 """What underflow may lose in an entry of a form, together with all that later layers make of it."""
 
 LARGEST = 1e50
-MOST = 400_000_000
-"""Entries that one value's forms may hold."""
+MOST = 150_000_000
+"""Entries that one value's forms, or a quadratic form, may hold: 1.2 GB."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Part:
     def __post_init__(self) -> None:
         inside = self._inside()
         size = self.network.nodes[self.source].size
+        self._affordable(size, inside)
         start = np.eye(size)
         if self.network.nodes[self.source].kind == "Elementwise" and self.source in self.slopes:
             lower, upper = (s.reshape(-1) for s in self.slopes[self.source])
@@ -94,6 +95,22 @@ class Part:
                     forms.pop(i, None)
         self.output = forms[self.target]
         self.roundings = max(counts.values()) + 2
+
+    def _affordable(self, size: int, inside: list[int]) -> None:
+        """Refuse what would take too much memory before anything is allocated."""
+        columns = size
+        if size * size > MOST:
+            raise Rejected(f"a part that starts with {size} entries is too large to check")
+        for index in inside:
+            node = self.network.nodes[index]
+            if node.kind == "Elementwise":
+                columns += int((self.slopes[index][0] != self.slopes[index][1]).sum())
+            elif node.kind == "Sort":
+                columns += node.size
+            if node.size * columns > MOST or columns * columns > MOST:
+                raise Rejected(
+                    f"the matrices of a part up to node {index} ({node.kind} {node.name!r}) are too large to check"
+                )
 
     def _inside(self) -> list[int]:
         """The nodes between that depend on the input, in order; every way back from the target ends at the source."""
