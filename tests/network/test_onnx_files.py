@@ -222,6 +222,15 @@ def test_shapes_that_are_refused(declared, given, words):
         read(relu(declared), given)
 
 
+def test_a_damaged_name_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, dense())
+    content = path.read_bytes()
+    assert b"MatMul" in content
+    path.write_bytes(content.replace(b"MatMul", b"\xa0atMul", 1))
+    with pytest.raises(ModelError, match="UTF-8"):
+        load_onnx(path)
+
+
 def test_an_input_shape_for_two_inputs():
     model = model_of([helper.make_node("Add", ["x", "z"], ["y"])], {"x": [1, 2], "z": [1, 2]})
     with pytest.raises(ModelError, match="each of the 2 inputs"):

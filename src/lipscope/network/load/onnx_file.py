@@ -70,7 +70,21 @@ def _parse(path: Path) -> onnx.ModelProto:
             f"expected an ONNX model in {path}, got {len(content)} bytes without a graph and outputs; is it another "
             "format, or an empty file?"
         )
+    _check_names(model, path)
     return model
+
+
+def _check_names(model: onnx.ModelProto, path: Path) -> None:
+    """Names that are not UTF-8 come out of the parser as bytes; only damaged files have them."""
+    names = [tensor.name for tensor in _tensors(model)]
+    for node in _nodes(model):
+        names += [node.op_type, node.domain, node.name, *node.input, *node.output, *(a.name for a in node.attribute)]
+    names += [value.name for value in (*model.graph.input, *model.graph.output)]
+    damaged = [name for name in names if not isinstance(name, str)]
+    if damaged:
+        raise ModelError(
+            f"expected names in UTF-8 in {path}, got {damaged[0]!r}; the file is damaged, export or copy it again"
+        )
 
 
 def _check_opset(model: onnx.ModelProto, path: Path) -> None:
