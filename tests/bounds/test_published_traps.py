@@ -1,4 +1,4 @@
-"""Constructs for which published packages returned a bound below the truth (shared reference sheet, section 10.1)."""
+"""Constructs for which published packages returned a bound below the truth."""
 
 from __future__ import annotations
 
