@@ -108,7 +108,7 @@ def main() -> None:
                 "check seconds": None if result.verdict is None else result.verdict["seconds"], "note": candidate.note or None,
             }  # fmt: skip
             row["lower"] = max(float(row.get("lower", 0.0)), result.lower)  # type: ignore[arg-type]
-        if (arguments.peers and "ReLU" in name) or name.startswith("He"):
+        if "ReLU" in name or name.startswith("He"):
             row["eclipse-nn ECLipsE_Fast"] = peer(module, "ECLipsE_Fast")
         rows.append(row)
         print(

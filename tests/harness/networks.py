@@ -130,6 +130,12 @@ NETWORKS: tuple[Network, ...] = (
     _conv("conv-reflect", 1, 1, 3, padding=1, padding_mode="reflect", shape=(1, 4, 4)),
     _conv("conv-replicate", 1, 1, 3, padding=2, padding_mode="replicate", shape=(1, 3, 4)),
     _conv("conv-circular", 1, 1, 3, padding=1, padding_mode="circular", shape=(1, 4, 4)),
+    # Fewer units than inputs, so that all patterns are reachable and can be enumerated.
+    _conv("conv-few-stride", 2, 1, 3, stride=2, padding=1, shape=(2, 4, 4)),
+    _conv("conv-few-even", 2, 2, 2, stride=2, shape=(2, 4, 4)),
+    _conv("conv-few-dilated", 1, 1, 3, stride=2, dilation=2, padding=2, shape=(1, 6, 6)),
+    _conv("conv-few-rectangular", 1, 1, (3, 2), stride=2, padding=(1, 0), shape=(1, 5, 4)),
+    _conv("conv-few-groups", 4, 2, 2, groups=2, stride=2, shape=(4, 4, 4)),
     _conv("conv-1d", 2, 2, 3, padding=1, dim=1, shape=I1),
     _net("conv-batchnorm", lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)), (1, 4, 4)),
     _net("conv-transpose", lambda: nn.Sequential(nn.ConvTranspose2d(2, 1, 3, stride=2, padding=1, output_padding=1), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)), (2, 2, 2)),
