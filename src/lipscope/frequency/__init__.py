@@ -1,0 +1,1 @@
+"""Frequencies: how a network's sensitivity is spread over the spectrum of its inputs."""
