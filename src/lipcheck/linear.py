@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from flint import arb_mat
 from numpy.typing import NDArray
 
 from lipcheck.errors import Rejected
@@ -74,6 +75,20 @@ def _single(apply: Callable[[Array], Array], adjoint: Callable[[Array], Array], 
     return Factor(first, lambda y: [adjoint(y)], forward, backward, terms)
 
 
+def matmul(a: Array, b: Array) -> Array:
+    """`numpy.matmul`; matrices of balls are multiplied by their own library, a hundred times faster than entry by entry."""
+    if a.dtype != object and b.dtype != object:
+        return np.matmul(a, b)
+    leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
+    left = np.broadcast_to(a, (*leading, m, k)).reshape(-1, m * k)
+    right = np.broadcast_to(b, (*leading, k, n)).reshape(-1, k * n)
+    result = np.empty((len(left), m * n), dtype=object)
+    for i, (x, y) in enumerate(zip(left, right, strict=True)):
+        result[i] = (arb_mat(m, k, x.tolist()) * arb_mat(k, n, y.tolist())).entries()
+    return result.reshape(*leading, m, n)
+
+
 def _like(shape: tuple[int, ...], x: Array) -> Array:
     return np.zeros(shape, dtype=x.dtype)
 
@@ -85,7 +100,7 @@ def _dense(node: Node, inputs: Sequence[Shape], convert: Convert) -> Factor:
     weight, axis = convert(node["weight"]), node["axis"] + 1
 
     def along(matrix: Array, x: Array) -> Array:
-        return np.moveaxis(np.matmul(np.moveaxis(x, axis, -1), matrix), -1, axis)
+        return np.moveaxis(matmul(np.moveaxis(x, axis, -1), matrix), -1, axis)
 
     m, n = weight.shape
     return _single(lambda x: along(weight.T, x), lambda y: along(weight, y), n, m, m + n)
@@ -131,7 +146,7 @@ class _Correlation:
         places = int(np.prod(self.y[2:]))
         total = _like((batch, groups, self.y[1] // groups, places), x)
         for matrices, where in self._taps():
-            total = total + np.matmul(matrices, full[where].reshape(batch, groups, self.x[1] // groups, places))
+            total = total + matmul(matrices, full[where].reshape(batch, groups, self.x[1] // groups, places))
         return total.reshape(x.shape[0], *self.y)
 
     def adjoint(self, y: Array) -> Array:
@@ -139,7 +154,7 @@ class _Correlation:
         flat = y.reshape(batch, groups, self.y[1] // groups, -1)
         full = _like((batch, self.x[1], *self._full()), y)
         for matrices, where in self._taps():
-            part = np.matmul(matrices.transpose(0, 2, 1), flat)
+            part = matmul(matrices.transpose(0, 2, 1), flat)
             full[where] = full[where] + part.reshape(batch, self.x[1], *self.y[2:])
         return np.ascontiguousarray(full[self._inside()]).reshape(y.shape[0], *self.x)
 
@@ -243,7 +258,7 @@ def _average_pool(node: Node, inputs: Sequence[Shape], convert: Convert) -> Fact
     def along(x: Array, transposed: bool) -> Array:
         for a, member in enumerate(members):
             matrix = member if transposed else member.T
-            x = np.moveaxis(np.matmul(np.moveaxis(x, first + a, -1), _cast(matrix, x)), -1, first + a)
+            x = np.moveaxis(matmul(np.moveaxis(x, first + a, -1), _cast(matrix, x)), -1, first + a)
         return x
 
     forward = sum(int(m.sum(axis=1).max()) for m in members) + 1

@@ -1,4 +1,4 @@
-"""Values of small networks in ball arithmetic, for witnesses that double precision resolves too coarsely."""
+"""Values of networks in ball arithmetic, for witnesses that double precision resolves too coarsely: small slopes, deep networks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from flint import arb, ctx
 
 from lipcheck.errors import Rejected
 from lipcheck.functions import SELU_ALPHA, SELU_SCALE
-from lipcheck.linear import factor
+from lipcheck.linear import factor, matmul
 from lipcheck.nodes import Network, Node
 from lipcheck.reductions import slices, unslices
 from lipcheck.smooth import SMOOTH
 
 BITS = 320
-LIMIT = 2_000_000
-"""Multiplications up to which a network is evaluated this way."""
+LIMIT = 4_000_000_000
+"""Multiplications up to which a network is evaluated this way: about a minute for two points."""
+BITS_PER_LAYER = 12
+"""What a layer may take from the accuracy: its row sums of absolute values are this much (2^12) above its values, at most."""
 
 Balls = Any
 """An object array of balls."""
@@ -44,6 +46,12 @@ def cost(network: Network) -> int:
             total += sum(len(rows) for rows in node["windows"]) * network.nodes[node.inputs[0]].size
         total += 20 * node.size
     return total
+
+
+def bits(network: Network) -> int:
+    """The precision of an evaluation. It decides how tight the balls are, never whether they are right."""
+    weighted = sum(node.kind in ("Conv", "ConvTranspose", "Dense", "MatMul") for node in network.nodes)
+    return BITS + BITS_PER_LAYER * max(0, weighted - 4)
 
 
 def _sides(x: arb, negative: Callable[[arb], arb], positive: Callable[[arb], arb]) -> arb:
@@ -214,20 +222,20 @@ def _value(node: Node, inputs: Sequence[Balls]) -> Balls:
     if kind == "Divide":
         return np.asarray(inputs[0] / inputs[1])
     if kind == "MatMul":
-        return np.asarray(np.matmul(inputs[0], inputs[1]))
+        return np.asarray(matmul(inputs[0], inputs[1]))
     if kind in _SLICES:
         return _slicewise(node, inputs[0])
     raise Rejected(f"{kind} is not evaluated in ball arithmetic")
 
 
 def evaluate(network: Network, x: Balls) -> Balls:
-    """The network's value at a vector of balls, an object array of the output's shape.
+    """The network's value at a vector of balls, an object array of the output's shape; ready for `bits(network)`.
 
     Raises:
         Rejected: a kind of node that is not evaluated this way, or a value that is not finite.
     """
     values: dict[int, Balls] = {0: x.reshape(network.nodes[0].shape)}
-    with ctx.workprec(BITS):
+    with ctx.workprec(bits(network)):
         for index in sorted(network.ancestors(network.output) - {0}):
             node = network.nodes[index]
             value = np.asarray(_ball(_value(node, [values[i] for i in node.inputs])), dtype=object).reshape(node.shape)

@@ -69,7 +69,7 @@ def _double_quotient(network: Network, norm: str, x: Floats, y: Floats) -> float
 def _ball_quotient(network: Network, norm: str, x: Floats, y: Floats) -> float:
     balls = [np.array([arb(float(v)) for v in point], dtype=object) for point in (x, y)]
     values = [precise.evaluate(network, point).ravel() for point in balls]
-    with ctx.workprec(precise.BITS):
+    with ctx.workprec(precise.bits(network)):
         top = _norm([abs(a - b) for a, b in zip(*values, strict=True)], norm)
         return arb_down(top / _norm([abs(a - b) for a, b in zip(*balls, strict=True)], norm))
 
@@ -150,7 +150,7 @@ def _curved(network: Network, x: Floats, direction: Floats) -> bool:
 def _curved_precisely(network: Network, x: Floats, direction: Floats) -> bool:
     if precise.cost(network) > precise.LIMIT:
         return False
-    with ctx.workprec(precise.BITS):
+    with ctx.workprec(precise.bits(network)):
         points = [
             np.array([arb(float(a)) + k * arb(float(d)) for a, d in zip(x, direction, strict=True)], dtype=object)
             for k in range(3)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp
 
+from lipscope.bounds import balls
 from lipscope.bounds.ascent import ascend
 from lipscope.bounds.lengths import LENGTH_DOWN, LENGTH_UP, vector_norm
 from lipscope.bounds.method import Effort
@@ -37,6 +39,15 @@ FEW_OUTPUTS = 32
 
 PULLS = 200
 """Steps of gradient ascent at most."""
+
+WORTH = 1e-3
+"""The share of a quotient that boxes may lose before the pair is evaluated in balls, which takes longer."""
+
+PATIENCE = 10
+"""How many times longer than the search the proof of its pair in balls may take."""
+
+FLOAT_NOISE = 1e-9
+"""The share of an output difference that float64 is believed to get wrong in a deep network. It steers the search only."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,8 @@ class Witness:
 def lower_bound(problem: Problem, effort: Effort, rounds: int = 40) -> Witness | None:
     """The best pair that the search finds until about the effort's deadline; None if nothing above 0 is proved.
 
-    Half of the time goes to points with large Jacobians, half to pulling the best pairs apart by gradient ascent.
+    Half of the time goes to points with large Jacobians, half to pulling the best pairs apart by gradient ascent. The
+    proof of the best pair comes after that: boxes take a moment, balls (for deep networks) up to a minute or two.
     Interrupted by the user, it returns the best pair so far.
     """
     began = time.monotonic()
@@ -78,6 +90,8 @@ def lower_bound(problem: Problem, effort: Effort, rounds: int = 40) -> Witness |
     except KeyboardInterrupt:
         effort.progress("lower bound: stopped, keeping the best pair", 1.0)
     pair = search.best_pair()
+    with suppress(KeyboardInterrupt):
+        pair = search.proved_in_balls(pair)
     if pair is None:
         return None
     x, y, value = pair
@@ -125,6 +139,8 @@ class _Search:
         self.high = None if box is None else torch.from_numpy(box.upper)
         self.batch = self._affordable()
         self.noise: float | None = None
+        allowed = PATIENCE * max(effort.deadline - time.monotonic(), 0.0)
+        self.finer = balls.affordable(problem.graph) and balls.seconds(problem.graph) <= allowed
         self.pairs: list[tuple[float, Vector, Vector]] = []
 
     def _affordable(self) -> int:
@@ -274,7 +290,10 @@ class _Search:
                 ]
             run = vector_norm(a - b, self.problem.norm)
             # A short pair loses to rounding what it gains in slope.
-            rise = vector_norm(ends[0] - ends[1], self.problem.norm) - self._lost(x)
+            lost: float | Tensor = self._lost(x)
+            if self.finer:
+                lost = (FLOAT_NOISE * vector_norm(ends[0], self.problem.norm)).clamp_max(lost)
+            rise = vector_norm(ends[0] - ends[1], self.problem.norm) - lost
             slope = torch.where(run > 0, rise / run.clamp_min(1e-300), 0.0)
             for i in torch.nan_to_num(slope, posinf=0.0).argsort(descending=True)[:5].tolist():
                 self.pairs.append((float(slope[i]), a[i].numpy(), b[i].numpy()))
@@ -317,6 +336,17 @@ class _Search:
             if value > (0.0 if proved is None else proved[2]):
                 proved = x, y, value
         return proved
+
+    def proved_in_balls(self, proved: tuple[Vector, Vector, float] | None) -> tuple[Vector, Vector, float] | None:
+        """The best computed pair proved in ball arithmetic, where boxes lose much of it; otherwise what they proved."""
+        self.pairs.sort(key=lambda pair: -pair[0])
+        reached = 0.0 if proved is None else proved[2]
+        if not self.finer or not self.pairs or not self.pairs[0][0] * (1 - WORTH) > reached:
+            return proved
+        self.effort.progress("lower bound: proving the pair in ball arithmetic", 0.0)
+        _, x, y = self.pairs[0]
+        value = balls.quotient(self.problem.graph, self.problem.norm, x, y)
+        return (x, y, value) if value > reached else proved
 
 
 def _unit(vectors: Tensor, norm: Norm) -> Tensor:
