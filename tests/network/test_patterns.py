@@ -277,3 +277,46 @@ def test_a_graph_without_patterns_is_unchanged():
     w = Writer()
     graph = w.graph(w("Relu", w("MatMul", "x", np.ones((4, 2), dtype=F))), [1, 4]).graph
     assert recognise(graph).digest == graph.digest
+
+
+def where(w, comparison, p, q, a="x", b=0.0):
+    return w("Where", w(comparison, a, b), p, q)
+
+
+SELECTIONS = {
+    "relu": (lambda w: where(w, "Greater", "x", 0.0), ["relu"]),
+    "relu from below": (lambda w: where(w, "Less", 0.0, "x"), ["relu"]),
+    "relu turned around": (lambda w: where(w, "GreaterOrEqual", 0.0, "x", a=0.0, b="x"), ["relu"]),
+    "leaky relu": (lambda w: where(w, "GreaterOrEqual", "x", w("Mul", "x", 0.1)), ["leaky_relu"]),
+    "steeper below": (lambda w: where(w, "LessOrEqual", w("Mul", "x", 3.0), "x"), ["leaky_relu"]),
+    "steeper above": (lambda w: where(w, "Greater", w("Mul", "x", 3.0), "x"), ["MulConstant", "leaky_relu", "MulConstant"]),
+    "abs": (lambda w: where(w, "Less", w("Neg", "x"), "x"), ["abs"]),
+    "scaled relu": (lambda w: where(w, "Greater", w("Mul", "x", 2.5), 0.0), ["relu", "MulConstant"]),
+    "negative part": (lambda w: where(w, "Greater", 0.0, "x"), ["clip"]),
+    "ratio of slopes": (lambda w: where(w, "Greater", w("Mul", "x", 2.0), w("Mul", "x", 0.5)), ["leaky_relu", "MulConstant"]),
+    "clip below": (lambda w: where(w, "Greater", "x", 1.5, b=1.5), ["clip"]),
+    "clip above": (lambda w: where(w, "Greater", -1.5, "x", b=-1.5), ["clip"]),
+    "maximum": (lambda w: (lambda y: where(w, "Greater", "x", y, b=y))(w("Sin", "x")), ["sin", "Maximum"]),
+    "minimum": (lambda w: (lambda y: where(w, "Less", "x", y, b=y))(w("Sin", "x")),
+                ["sin", "MulConstant", "MulConstant", "Maximum", "MulConstant"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", SELECTIONS)
+def test_selections_without_jumps(form):
+    build, expected = SELECTIONS[form]
+    assert kinds(recognised(build)) == expected
+
+
+JUMPS = {
+    "an edge that the pieces do not meet": lambda w: where(w, "Greater", "x", 0.0, b=1.0),
+    "pieces that differ at the edge": lambda w: where(w, "Greater", w("Add", "x", 1.0), "x"),
+    "the smaller above": lambda w: (lambda y: where(w, "Greater", w("Mul", "x", 0.3), y, b=y))(w("Sin", "x")),
+    "equality": lambda w: w("Where", w("Equal", "x", 0.0), 1.0, "x"),
+    "slopes whose ratio is rounded": lambda w: where(w, "Greater", w("Mul", "x", 0.3), w("Mul", "x", 0.7)),
+}
+
+
+@pytest.mark.parametrize("form", JUMPS)
+def test_other_selections_stay(form):
+    assert "Discontinuous" in kinds(recognised(JUMPS[form]))

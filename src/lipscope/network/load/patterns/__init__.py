@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lipscope.network.graph import Graph
-from lipscope.network.load.patterns import activations, extremes, normalization
+from lipscope.network.load.patterns import activations, extremes, normalization, selections
 from lipscope.network.load.patterns.matcher import Matcher
 
 __all__ = ["recognise"]
 
-_RULES = (*activations.RULES, *normalization.RULES, *extremes.RULES)
+_RULES = (*activations.RULES, *normalization.RULES, *extremes.RULES, *selections.RULES)
 
 
 def recognise(graph: Graph) -> Graph:
-    """The same function with written-out activations, normalisations, norms and sorted pairs as single nodes.
+    """The same function with written-out activations, normalisations, norms, sorted pairs and selections without jumps as single nodes.
 
     The replacement is the same function of real numbers, except that a constant which is a float32 rounding of the
     function's own (1/sqrt(2) in GELU, 1/6 in hard-swish) is taken for it.
