@@ -1,14 +1,15 @@
-"""Boxes of `Discontinuous` nodes."""
+"""`Discontinuous` nodes: their boxes, and a network in which their decisions are frozen."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lipcheck.nodes import Node
+from lipcheck.nodes import Network, Node
 from lipcheck.rounding import Floats, downs, ups
 
 Range = tuple[Floats, Floats]
@@ -121,3 +122,27 @@ def _modulo(divisor: float, lo: Floats, hi: Floats) -> Range:
     low = np.where(one, downs(lo - np.maximum(downs(shift), ups(shift))), min(divisor, 0.0))
     high = np.where(one, ups(hi - np.minimum(downs(shift), ups(shift))), max(divisor, 0.0))
     return np.maximum(low, min(divisor, 0.0)), np.minimum(high, max(divisor, 0.0))
+
+
+def frozen(network: Network) -> Network:
+    """A network without jumps. What is proved of its constant everywhere, from slopes and gains alone, holds for the given one
+    however the decisions of its jumps are frozen: countable values are constants, a selection moves at most as a maximum
+    does, the other pieces have slopes 0 and 1, as a relu.
+    """
+    nodes: list[Node] = []
+    dependent: list[bool] = []
+    for node in network.nodes:
+        calm = _calm(node) if node.kind == "Discontinuous" else node
+        nodes.append(calm)
+        dependent.append(calm.kind == "Input" or any(dependent[i] for i in calm.inputs))
+    return replace(network, nodes=tuple(nodes), dependent=tuple(dependent))
+
+
+def _calm(node: Node) -> Node:
+    if node["operator"] == "where":
+        return Node("Maximum", node.inputs[1:], node.shape, node.name, {})
+    if node["operator"] in COUNTABLE_EXCEPTIONS:
+        return Node(
+            "Elementwise", node.inputs, node.shape, node.name, {"function": "relu", "arguments": (), "slope": None}
+        )
+    return Node("Constant", (), node.shape, node.name, {"value": np.zeros(node.shape)})

@@ -19,6 +19,7 @@ import numpy as np
 
 from lipcheck.boxes import Boxes
 from lipcheck.bundle import Bundle, finite_real, integer, keys, read_bundle, real
+from lipcheck.directions import Directions, directed, read_directions
 from lipcheck.errors import CheckError, Rejected, Unreadable
 from lipcheck.nodes import Network, read_network
 from lipcheck.proof import Proof, prove_upper
@@ -76,6 +77,7 @@ class _Claim:
     value: float
     failure: float
     lower: float
+    directions: Directions | None = None
 
 
 @dataclass
@@ -100,7 +102,9 @@ def _read_claim(bundle: Bundle) -> _Claim:
     network = read_network(bundle)
     try:
         names = {"model", "input_norm", "output_norm", "region", "output", "upper", "lower"}
-        claim = keys(bundle.documents["claim.json"], names, "claim.json")
+        stored = bundle.documents["claim.json"]
+        optional = {"directions"} & set(stored) if isinstance(stored, dict) else set()
+        claim = keys(stored, names | optional, "claim.json")
         norm = claim["input_norm"]
         if norm not in ("l1", "l2", "linf") or claim["output_norm"] != norm:
             raise Rejected("expected one of the norms l1, l2, linf for input and output")
@@ -131,7 +135,13 @@ def _read_claim(bundle: Bundle) -> _Claim:
         raise Unreadable(f"claim.json: {error}") from None
     if claim["model"] != network.digest:
         raise Rejected(f"the claim is about model {claim['model']!r:.90}, the graph is {network.digest}")
-    return _Claim(selected, region, status, value, failure, lower)
+    directions = None
+    if "directions" in claim:
+        directions = read_directions(claim["directions"], network.nodes[0].size, bundle)
+        if norm != "l2" or region.box is not None or lower != 0 or status == "unbounded":
+            raise Rejected("expected directions in a claim in l2 about everywhere, with lower bound 0")
+        selected = directed(selected, directions)
+    return _Claim(selected, region, status, value, failure, lower, directions)
 
 
 def _upper(claim: _Claim, bundle: Bundle, result: _Result, entropy: _Entropy, progress: Progress) -> None:
@@ -141,12 +151,15 @@ def _upper(claim: _Claim, bundle: Bundle, result: _Result, entropy: _Entropy, pr
     value = claim.value if claim.status == "computed" else None
     result.upper = {**_part("rejected", value), "failure": _hex(claim.failure)}
     boxes = None if claim.region.box is None else Boxes(claim.network, claim.region.box)
-    proof = Proof(claim.network, claim.region.norm, boxes, entropy, progress, steps=result.steps)
+    proof = Proof(
+        claim.network, claim.region.norm, boxes, entropy, progress, claim.region, steps=result.steps,
+        directions=claim.directions,
+    )  # fmt: skip
     if "proof.json" not in bundle.documents:
         raise Rejected("the upper bound has no proof.json")
     document = bundle.documents["proof.json"]
     if claim.status == "unbounded":
-        prove_unbounded(claim.network, claim.region, document, bundle)
+        prove_unbounded(claim.region, document, bundle, proof)
         result.upper["status"] = "unbounded"
         return
     proved = prove_upper(proof, document, bundle)
@@ -163,6 +176,8 @@ def _upper(claim: _Claim, bundle: Bundle, result: _Result, entropy: _Entropy, pr
 def _lower(claim: _Claim, bundle: Bundle, result: _Result) -> None:
     result.lower = _part("rejected", claim.lower)
     witness = bundle.documents.get("witness.json", {})
+    if claim.directions is not None and witness != {}:
+        raise Rejected("expected no witness: a claim about directions has no lower bound")
     if claim.lower == 0 and witness == {}:
         result.lower["status"] = "none"
         return

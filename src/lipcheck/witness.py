@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from lipcheck.boxes import Box, Boxes
 from lipcheck.bundle import Bundle, keys
 from lipcheck.errors import Rejected
 from lipcheck.functions import arb_down
-from lipcheck.jumps import COUNTABLE_EXCEPTIONS
+from lipcheck.jumps import COUNTABLE_EXCEPTIONS, frozen
 from lipcheck.nodes import Network
+from lipcheck.proof import Proof, prove_upper
 from lipcheck.region import Region
 from lipcheck.rounding import Floats, downs, norm_down, norm_up, ups
 
@@ -88,12 +90,13 @@ def _norm(values: list[arb], norm: str) -> arb:
 # ---------------------------------------------------------------------------------------------------- unbounded
 
 
-def prove_unbounded(network: Network, region: Region, document: object, bundle: Bundle) -> str:
-    """Prove that there is no finite constant; returns the method.
+def prove_unbounded(region: Region, document: object, bundle: Bundle, proof: Proof) -> str:
+    """Prove that the network of `proof` has no finite constant; returns the method.
 
     Raises:
         Rejected: not proved.
     """
+    network = proof.network
     method = document.get("method") if isinstance(document, dict) else None
     size = network.nodes[0].size
     if method == "polynomial":
@@ -118,7 +121,26 @@ def prove_unbounded(network: Network, region: Region, document: object, bundle: 
         if not ((first.hi < second.lo) | (second.hi < first.lo)).any():
             raise Rejected("the outputs at the two points are not proved to differ")
         return "countable"
-    raise Rejected(f"expected method polynomial or countable, got {method!r:.60}")
+    if method == "jump":
+        _jump(region, document, bundle, proof)
+        return "jump"
+    raise Rejected(f"expected method polynomial, countable or jump, got {method!r:.60}")
+
+
+def _jump(region: Region, document: object, bundle: Bundle, proof: Proof) -> None:
+    """Whether f differs between two points by more than K times their distance, K being proved with all jumps frozen."""
+    stored = keys(document, {"method", "x", "y", "slopes", "intervals", "steps"}, "proof.json")
+    network = proof.network
+    _defined(network, region)
+    derivation = {"method": "jump", **{name: stored[name] for name in ("slopes", "intervals", "steps")}}
+    calm = replace(proof, network=frozen(network), boxes=None)
+    constant = prove_upper(calm, derivation, bundle)
+    if calm.failure > 0:
+        raise Rejected("expected a deterministic proof of the constant without jumps")
+    pair = {"x": stored["x"], "y": stored["y"]}
+    reached = lower_bound(network, region, pair, bundle, constant)
+    if not reached > constant:
+        raise Rejected(f"the points are {reached!r} apart per distance, and {constant!r} needs no jump")
 
 
 def _polynomial(network: Network) -> None:

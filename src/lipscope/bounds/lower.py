@@ -24,7 +24,7 @@ from lipscope.bounds.lengths import LENGTH_DOWN, LENGTH_UP, vector_norm
 from lipscope.bounds.method import Effort
 from lipscope.bounds.problem import Problem, propagate
 from lipscope.claims.norms import Norm
-from lipscope.claims.regions import Ball, Vector
+from lipscope.claims.regions import Ball, Region, Vector
 from lipscope.claims.rounding import UNIT_ROUNDOFF, down, quotient_down
 from lipscope.rules.graph_value import evaluate_graph
 from lipscope.rules.questions import Interval
@@ -116,6 +116,20 @@ def quotient(problem: Problem, x: Vector, y: Vector) -> float:
     return quotient_down(reached, apart) * spare
 
 
+def inside(region: Region, norm: Norm, points: Tensor) -> Tensor:
+    """The points (B, n) moved into the region: clamped to a box, scaled towards the centre of a ball of the norm."""
+    box = region.box()
+    if box is not None:
+        points = points.clamp(torch.from_numpy(box.lower), torch.from_numpy(box.upper))
+    if isinstance(region, Ball):
+        center = torch.from_numpy(region.center)
+        offset = points - center
+        length = vector_norm(offset, norm).clamp_min(1e-300)
+        # A hair inside, so that rounding cannot put the point outside.
+        points = center + offset * (region.radius * (1 - 1e-9) / length).clamp_max(1.0)[:, None]
+    return points
+
+
 def _difference_up(x: Vector, y: Vector) -> list[float]:
     return [float(v) for v in np.nextafter(np.abs(x - y), np.inf) * (x != y)]
 
@@ -164,17 +178,8 @@ class _Search:
         return torch.rand(shape, generator=self.generator, dtype=torch.float64)
 
     def inside(self, points: Tensor) -> Tensor:
-        """The points moved into the region (for a ball: scaled towards its centre)."""
-        region = self.problem.claim.region
-        if self.low is not None and self.high is not None:
-            points = points.clamp(self.low, self.high)
-        if isinstance(region, Ball):
-            center = torch.from_numpy(region.center)
-            offset = points - center
-            length = vector_norm(offset, self.problem.norm).clamp_min(1e-300)
-            # A hair inside, so that rounding cannot put the point outside.
-            points = center + offset * (region.radius * (1 - 1e-9) / length).clamp_max(1.0)[:, None]
-        return points
+        """The points moved into the region."""
+        return inside(self.problem.claim.region, self.problem.norm, points)
 
     def starts(self) -> Tensor:
         """Random points at many scales, the given data, and corners and centre of the region."""

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipscope.bounds.lower import SEED
+from lipscope.bounds.jumps import find_jump
+from lipscope.bounds.lower import SEED, inside
+from lipscope.bounds.method import Proof
 from lipscope.bounds.problem import Problem, propagate
 from lipscope.claims.regions import Vector
 from lipscope.claims.rounding import down, up
@@ -27,19 +29,21 @@ class Unbounded:
     Attributes:
         node: the operation that causes it.
         reason: why, in a sentence.
-        method: countable or polynomial, see docs/certificate.md.
+        method: countable, polynomial or jump, see docs/certificate.md.
         points: the two vectors of the proof.
+        calm: for a jump the network without its jumps, and the proof of its constant.
     """
 
     node: int
     reason: str
     method: str
     points: tuple[Vector, Vector]
+    calm: tuple[Problem, Proof] | None = None
 
 
 def prove_unbounded(problem: Problem) -> Unbounded | None:
     """A proof that the network is not Lipschitz on the region, if one of ours applies."""
-    return _countable(problem) or _polynomial(problem)
+    return _countable(problem) or _polynomial(problem) or _jump(problem)
 
 
 def _samples(problem: Problem, count: int = 256) -> Tensor:
@@ -85,6 +89,22 @@ def _countable(problem: Problem) -> Unbounded | None:
                 reason = f"{operator} jumps: the network takes countably many values, and more than one"
                 return Unbounded(at, reason, "countable", (points[0].numpy(), points[i].numpy()))
     return None
+
+
+def _jump(problem: Problem) -> Unbounded | None:
+    """The network moves further between two near points than it can without a jump between them."""
+    jumps = [i for i in problem.reaching if isinstance(problem.graph.nodes[i], Discontinuous)]
+    if not jumps:
+        return None
+    points = inside(problem.claim.region, problem.norm, _samples(problem))
+    with torch.no_grad():
+        found = find_jump(problem, points)
+    if found is None:
+        return None
+    x, y, calm, proof = found
+    at, operator = _last_jump(problem)
+    reason = f"{operator} jumps, and the output jumps with it between two near points"
+    return Unbounded(at, reason, "jump", (x, y), (calm, proof))
 
 
 def _last_jump(problem: Problem) -> tuple[int, str]:
