@@ -75,18 +75,10 @@ def lower_bound(problem: Problem, effort: Effort, rounds: int = 40) -> Witness |
     Interrupted by the user, it returns the best pair so far.
     """
     began = time.monotonic()
-    half = began + (effort.deadline - began) / 2
     search = _Search(problem, effort)
     try:
-        points = search.starts()
-        scores, directions = search.climb(points)
-        for done in range(rounds):
-            effort.progress("lower bound: climbing", done / rounds)
-            points, scores, directions = search.round(points, scores, directions)
-            if time.monotonic() >= half:
-                break
-        if not effort.expired:
-            search.pull_apart(points, directions)
+        with torch.enable_grad():
+            _look(search, effort, began + (effort.deadline - began) / 2, rounds)
     except KeyboardInterrupt:
         effort.progress("lower bound: stopped, keeping the best pair", 1.0)
     pair = search.best_pair()
@@ -96,6 +88,18 @@ def lower_bound(problem: Problem, effort: Effort, rounds: int = 40) -> Witness |
         return None
     x, y, value = pair
     return Witness(x, y, value, time.monotonic() - began)
+
+
+def _look(search: _Search, effort: Effort, half: float, rounds: int) -> None:
+    points = search.starts()
+    scores, directions = search.climb(points)
+    for done in range(rounds):
+        effort.progress("lower bound: climbing", done / rounds)
+        points, scores, directions = search.round(points, scores, directions)
+        if time.monotonic() >= half:
+            break
+    if not effort.expired:
+        search.pull_apart(points, directions)
 
 
 def quotient(problem: Problem, x: Vector, y: Vector) -> float:

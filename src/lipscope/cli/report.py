@@ -11,11 +11,14 @@ from lipscope.cli.console import stderr
 
 
 def command(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles that `lipscope bound -o` wrote.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="BUNDLE|RUN...", help="What `lipscope bound -o` or the training observer wrote."),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The page to write.")] = Path("report.html"),
 ) -> None:
-    """Write one HTML page about BUNDLES that can be read offline."""
+    """Write one HTML page about bundles and training runs that can be read offline."""
     from lipscope.report import write_report
 
-    write_report(bundles, output)
+    write_report(folders, output)
     stderr().print(f"report  {output}", markup=False, soft_wrap=True)

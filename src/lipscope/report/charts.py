@@ -62,7 +62,8 @@ def _axis(low: float, high: float, **more: object) -> Figure:
     }  # fmt: skip
 
 
-def _layout(height: int, **more: object) -> Figure:
+def figure_layout(height: int, **more: object) -> Figure:
+    """What all charts share: a clear ground, the page's type and colours, no dragging."""
     return {
         "height": height, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13, "color": colour("ink")},
@@ -113,7 +114,7 @@ def interval_chart(facts: Facts) -> Figure | None:
     marks = _candidate_marks(facts)
     names = [plain(c.method, 24) for c in rows][::-1]
     height = 96 + 34 * max(len(rows), 1)
-    layout = _layout(
+    layout = figure_layout(
         height, margin={"l": 8, "r": 8, "t": 34, "b": 34}, shapes=shapes, annotations=notes,
         xaxis=_axis(low, high, automargin=True),
         yaxis={"range": [-0.6, max(len(rows), 1) - 0.4], "tickvals": list(range(len(rows))), "ticktext": names, "showgrid": False,
@@ -155,7 +156,7 @@ def layer_chart(facts: Facts) -> Figure | None:
     line_low, line_high = _span([1.0, *reaches, *goals], 0.12, 0.6)
     data: list[Figure] = [*(_bars(layers, known, low, high) for known in BARS), _attained(layers, low)]
     bottom = 0.54 if reaches else 0.0
-    layout = _layout(
+    layout = figure_layout(
         520 if reaches else 300, margin={"l": 8, "r": 8, "t": 60, "b": 44}, showlegend=True, bargap=0.35, barmode="overlay",
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"color": colour("muted")}},
         xaxis=_layer_axis(layers, "y2" if reaches else "y"),

@@ -11,13 +11,19 @@ from lipscope.claims.errors import UsageError
 from lipscope.report.documents import Bundle, Field
 from lipscope.report.verdicts import Verdict, read_verdict
 
+PREFIX = 4
+"""How many nodes stand before the network in the proof of a claim about a band of frequencies."""
+
 NARROW = 1e-9
 """Both ends certified and this close, relatively, is called exact."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """The region of a claim: its kind, how many inputs it has, and its extent if it is bounded."""
+    """The region of a claim: its kind, how many inputs it has, and its extent if it is bounded.
+
+    Of kind `band` is a claim about inputs that differ in a band of frequencies only: `inputs` is then how many it has.
+    """
 
     kind: str
     inputs: int
@@ -163,7 +169,7 @@ def gather(bundle: Bundle) -> Facts:
     upper, failure = claim["upper"], claim["upper"].get("failure")
     value, node = upper.get("value"), upper.get("node")
     verdict = read_verdict(bundle)
-    steps = _steps(proof, nodes, verdict)
+    steps = _steps(proof, nodes, verdict, 0 if claim.get("directions") is None else PREFIX)
     facts = Facts(
         folder=bundle.folder,
         source=graph["source"].text() or "unnamed model",
@@ -249,8 +255,10 @@ def _node(bundle: Bundle, index: int, node: Field) -> NetworkNode:
 
 
 def _region(bundle: Bundle, inputs: int) -> Region:
-    region = bundle["claim.json"]["region"]
+    region, directions = bundle["claim.json"]["region"], bundle["claim.json"].get("directions")
     kind = region["kind"].text()
+    if directions is not None:
+        return Region("band", 0 if bundle.faults else int(bundle.array(directions["mask"]).sum()))
     if kind == "ball":
         return Region(kind, inputs, radius=region["radius"].number())
     if kind != "box" or bundle.faults:
@@ -281,7 +289,9 @@ def _candidates(result: Field) -> tuple[Candidate, ...]:
     return tuple(found)
 
 
-def _steps(proof: Field, nodes: tuple[NetworkNode, ...], verdict: Verdict) -> tuple[Step, ...]:
+def _steps(
+    proof: Field, nodes: tuple[NetworkNode, ...], verdict: Verdict, offset: int = 0
+) -> tuple[Step, ...]:
     """The steps of the proof, joined with what the checker made of each, if its verdict belongs to the bundle."""
     stored = proof.get("steps")
     found = []
@@ -289,7 +299,7 @@ def _steps(proof: Field, nodes: tuple[NetworkNode, ...], verdict: Verdict) -> tu
         index = step["node"].count()
         checked = verdict.steps.get(index) if verdict.belongs else None
         found.append(Step(
-            index, _name(nodes, index), step["rule"].text(), _number(step.get("norm")), step.get("evidence"),
+            index, _name(nodes, max(index - offset, 0)), step["rule"].text(), _number(step.get("norm")), step.get("evidence"),
             checked.constant if checked else None, checked.seconds if checked else None,
         ))  # fmt: skip
     return tuple(found)

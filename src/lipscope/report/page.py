@@ -14,23 +14,58 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from lipscope.report import numbers, words
+from lipscope.report import numbers, run_charts, spectrum_charts, words
 from lipscope.report.charts import Figure, interval_chart, layer_chart
 from lipscope.report.facts import Facts
+from lipscope.report.runs import RunFacts
+from lipscope.report.spectra import SpectrumFacts
+
+BOUNDS = (
+    "How far the output of a network can move when its input moves by one unit: a proved upper bound, and a pair of inputs that "
+    "shows how close it is."
+)
+SPECTRA = (
+    "How much a network amplifies changes of its input, by their frequency: what was measured at data points, and what was proved "
+    "for all inputs."
+)
+TRAINING = (
+    "How far the output of a network can move when its input moves by one unit, while it is trained: what was measured on a probe, "
+    "what was proved, and which force moved it."
+)
 
 
-def render(reports: Sequence[Facts]) -> str:
-    """One HTML document about the bundles, in the given order."""
-    scripts = [_newlines(get_plotlyjs()), _newlines(_asset("charts.js"))]
+def render(
+    bundles: Sequence[Facts],
+    runs: Sequence[RunFacts] = (),
+    token: str = "",
+    parts: bool = False,
+    spectra: Sequence[SpectrumFacts] = (),
+) -> str:
+    """One HTML document about bundles, runs and spectra, in the given order.
+
+    Args:
+        bundles: of `lipscope bound`.
+        runs: of the training observer.
+        token: of the state that is shown; with one the page asks its server for news.
+        parts: leave out scripts and style: news for a page that has them.
+        spectra: of `lipscope spectrum`.
+    """
+    names = ["charts.js", *(["live.js"] if token else [])]
+    scripts = [] if parts else [_newlines(script) for script in (get_plotlyjs(), *map(_asset, names))]
     return (
         _environment()
         .get_template("page.html")
         .render(
-            reports=reports,
-            style=Markup(_asset("style.css")),
+            bundles=bundles,
+            runs=runs,
+            spectra=spectra,
+            alone_on_page=len(bundles) + len(runs) + len(spectra) == 1,
+            token=token,
+            lead=BOUNDS if bundles else SPECTRA if spectra else TRAINING,
+            style=Markup("" if parts else _asset("style.css")),
             scripts=[Markup(script) for script in scripts],
             hashes=" ".join(f"'sha256-{_hash(script)}'" for script in scripts),
-            title=_title(reports),
+            title=_title(bundles, runs, spectra),
         )
     )
 
@@ -43,10 +78,17 @@ def embed(figure: Figure) -> Markup:
     return Markup(text)
 
 
-def _title(reports: Sequence[Facts]) -> str:
-    if len(reports) > 1:
-        return f"{len(reports)} Lipschitz constants"
-    return f"Lipschitz constant of {reports[0].source}"
+def _title(bundles: Sequence[Facts], runs: Sequence[RunFacts], spectra: Sequence[SpectrumFacts]) -> str:
+    parts = []
+    if bundles:
+        parts.append(
+            f"{len(bundles)} Lipschitz constants" if len(bundles) > 1 else f"Lipschitz constant of {bundles[0].source}"
+        )
+    if spectra:
+        parts.append(f"{len(spectra)} spectra" if len(spectra) > 1 else f"Spectrum of {spectra[0].source}")
+    if runs:
+        parts.append(f"{len(runs)} training runs" if len(runs) > 1 else f"Training run {runs[0].source}")
+    return " and ".join(parts) or "Training runs"
 
 
 def _asset(name: str) -> str:
@@ -74,6 +116,8 @@ def _environment() -> jinja2.Environment:
     environment.globals.update(
         words=words,
         numbers=numbers,
+        charts=run_charts,
+        spectrum_charts=spectrum_charts,
         embed=embed,
         interval_chart=interval_chart,
         layer_chart=layer_chart,

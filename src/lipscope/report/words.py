@@ -47,6 +47,8 @@ def region(place: Region, measure: str) -> str:
     """The region, with its extent."""
     if place.kind == "everywhere":
         return "everywhere: all inputs"
+    if place.kind == "band":
+        return f"everywhere: all inputs, and changes in a band of {place.inputs} frequencies"
     if place.kind == "ball":
         return f"closed {norm(measure)} ball of radius {place.radius!r} around a stored centre"
     if place.lower is None or place.upper is None:
@@ -59,6 +61,8 @@ def region(place: Region, measure: str) -> str:
 
 def where(place: Region) -> str:
     """The region as part of a sentence."""
+    if place.kind == "band":
+        return f" that differ in this band of {place.inputs} frequencies only"
     return {"everywhere": "", "box": " in the box", "ball": " in the ball"}.get(place.kind, " in the region")
 
 
@@ -183,6 +187,7 @@ def evidence(field: Field | None, rule: str, measure: str) -> str:
         "sums": f"largest {sums} sum of absolute values",
         "dense": f"largest {sums} sum of the full matrix, with its rounding error",
         "schur": "Schur’s test: √(largest column sum × largest row sum)",
+        "branch": "a tree of cells, each one bounded or proved empty in rational arithmetic",
     }.get(kind, kind)
 
 
@@ -207,3 +212,13 @@ def slack(facts: Facts) -> str | None:
         f"scale). The remaining {about(math.exp(between))} lies between the layers{unknown}: their worst directions do not line up, or a "
         "better pair of inputs was not found."
     )
+
+
+def reading(value: float | None) -> str:
+    """A measured or estimated number, to nearest; a dash where there is none."""
+    return "–" if value is None else about(value, 3)
+
+
+def reading_up(value: float | None) -> str:
+    """An upper bound, rounded up; a dash where there is none."""
+    return "–" if value is None else up(value, 3)
