@@ -1,4 +1,4 @@
-"""Evidence `grid`: a convolution's symbol at finitely many frequencies, and M. Riesz's inequality."""
+"""Evidence `grid` and `circle`: a convolution's symbol at finitely many frequencies, with M. Riesz's inequality or exactly."""
 
 from __future__ import annotations
 
@@ -51,13 +51,16 @@ def _scaled(scale: Floats, by: Floats, divide: bool = False) -> Floats:
     return np.asarray(result, dtype=np.float64)
 
 
-def _chain(operator: Operator) -> tuple[Node, Floats, int]:
+def _chain(operator: Operator, circle: bool) -> tuple[Node, Floats, int]:
     """The convolution, the product of the scales after it, and how many roundings that product has.
+
+    For a circle the first node but one is the `Pad` that closes it.
 
     Raises:
         Rejected: the segment is anything else.
     """
     conv: Node | None = None
+    closing: Node | None = None
     scale: Floats = np.ones(1)
     roundings, previous = 0, operator.source
     if operator.columns is not None:
@@ -67,7 +70,10 @@ def _chain(operator: Operator) -> tuple[Node, Floats, int]:
         if node.inputs != (previous,):
             raise Rejected("grid needs a chain of nodes")
         previous = index
-        if node.kind == "AddConstant":
+        if node.kind == "AddConstant" and not (circle and conv is None):
+            continue
+        if circle and conv is None and closing is None and node.kind == "Pad":
+            closing = node
             continue
         if node.kind == "Conv" and conv is None:
             conv, scale = node, np.ones(node.shape[1])
@@ -88,11 +94,29 @@ def _chain(operator: Operator) -> tuple[Node, Floats, int]:
                 raise Rejected(f"grid does not allow {node.kind} {node.name!r}")
     if conv is None:
         raise Rejected("grid needs a convolution")
+    if circle:
+        _closed(closing, conv, operator.shapes[0])
     if operator.rows is not None:
         with np.errstate(all="ignore"):
             rows = _per_channel(operator.rows, operator.network.nodes[operator.end])
             scale, roundings = _scaled(scale, rows), roundings + 1
     return conv, scale, roundings
+
+
+def _closed(pad: Node | None, conv: Node, shape: tuple[int, ...]) -> None:
+    """Whether the convolution of the padded image (N, C, *spatial) goes round: n/s positions on an axis of n entries.
+
+    Position p then reads `x[(s p + d t - low) mod n]` for all p modulo n/s, so shifting the image by s shifts the value by
+    one: L is block circulant, and the discrete Fourier transform over n/s positions turns it into the polyphase symbols.
+
+    Raises:
+        Rejected: it does not.
+    """
+    if pad is None or pad["mode"] != "wrap" or any(pair != (0, 0) for pair in (*pad["pads"][:2], *conv["padding"])):
+        raise Rejected("circle needs a wrapping Pad of the spatial axes before a convolution without padding")
+    rows = zip(shape[2:], conv.shape[2:], conv["stride"], strict=True)
+    if any(n != s * m for n, m, s in rows):
+        raise Rejected("circle needs one position for every stride entries of the image")
 
 
 def _polyphase(conv: Node, weight: Floats) -> Floats:
@@ -139,8 +163,10 @@ def prove_grid(operator: Operator, t: float, evidence: dict[str, Any]) -> None:
     Raises:
         Rejected: not proved.
     """
-    conv, scale, roundings = _chain(operator)
-    counts, spatial = evidence["counts"], len(conv.shape) - 2
+    circle = evidence["kind"] == "circle"
+    conv, scale, roundings = _chain(operator, circle)
+    spatial = len(conv.shape) - 2
+    counts = list(conv.shape[2:]) if circle else evidence["counts"]
     if not isinstance(counts, list) or len(counts) != spatial:
         raise Rejected(f"expected {spatial} counts")
     counts = [integer(n, "count", 1, 100_000) for n in counts]
@@ -159,6 +185,8 @@ def prove_grid(operator: Operator, t: float, evidence: dict[str, Any]) -> None:
     factor = arb(1)
     with ctx.workprec(120):
         for q, n in zip(taps, counts, strict=True):
+            if circle:
+                break
             if n <= q - 1:
                 raise Rejected(f"expected more than {q - 1} frequencies, got {n}")
             factor *= (arb.pi() * (q - 1) / (2 * n)).cos()

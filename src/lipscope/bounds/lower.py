@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -257,7 +259,7 @@ class _Search:
         best = torch.zeros(len(points), dtype=torch.float64)
         kept = direction
         for _ in range(6 if norm == "l2" else 3):
-            moved = jvp(value, (points,), (direction,))[1]
+            moved = _along(value, points, direction)
             length = torch.nan_to_num(vector_norm(moved, norm), nan=0.0, posinf=0.0)
             better = length > best
             best = torch.where(better, length, best)
@@ -356,6 +358,14 @@ class _Search:
         _, x, y = self.pairs[0]
         value = balls.quotient(self.problem.graph, self.problem.norm, x, y)
         return (x, y, value) if value > reached else proved
+
+
+def _along(value: Callable[[Tensor], Tensor], points: Tensor, direction: Tensor) -> Tensor:
+    """The derivatives of `value` at the points along the directions."""
+    with warnings.catch_warnings():  # torch's first forward-mode derivative uses what torch itself has deprecated
+        warnings.simplefilter("ignore", DeprecationWarning)
+        moved: Tensor = jvp(value, (points,), (direction,))[1]
+    return moved
 
 
 def _unit(vectors: Tensor, norm: Norm) -> Tensor:

@@ -25,6 +25,8 @@ from lipscope.network.nodes import (
     Elementwise,
     MulConstant,
     Node,
+    Pad,
+    Shape,
 )  # fmt: skip
 from lipscope.rules.linear_map import LinearMap
 from lipscope.rules.questions import Roundings, absolute, evaluate, linear_part, roundings
@@ -98,6 +100,10 @@ def segment(problem: Problem, start: int, end: int) -> Segment:
     absolute_factors = {index: absolute(node) for index, node in factors.items()}
     positive = _Composition(problem, start, target, absolute_factors, mask, rows)
     _refuse_underflow(problem.graph.nodes[end], positive)
+    chain = [factors[i] for i in inner]
+    circle = _circle(problem.graph.nodes[start].shape, chain)
+    if circle is not None:
+        chain = chain[1:]
     linear_map = LinearMap(
         input_shape=problem.graph.nodes[start].shape,
         output_shape=problem.graph.nodes[end].shape,
@@ -106,7 +112,8 @@ def segment(problem: Problem, start: int, end: int) -> Segment:
         absolute=positive.apply,
         absolute_adjoint=positive.adjoint,
         roundings=_count(problem, start, target, factors, rows is not None),
-        convolution=_as_convolution(problem, [factors[i] for i in inner], mask, rows),
+        convolution=_as_convolution(chain, mask, rows),
+        circle=circle,
     )
     return Segment(start, end, inner, linear_map)
 
@@ -227,8 +234,21 @@ def _count(problem: Problem, start: int, target: int, factors: dict[int, Node], 
     return Roundings(forward[target] + extra, backward[target] + extra)
 
 
-def _as_convolution(problem: Problem, factors: Sequence[Node], mask: Tensor | None, rows: Tensor | None) -> Conv | None:
-    """The segment as one zero-padded convolution with the scalings of its output channels in its weights."""
+def _circle(shape: Shape, factors: Sequence[Node]) -> Shape | None:
+    """The numbers of output positions, if the segment begins with a convolution of an image (N, C, *spatial) that goes round.
+
+    With n entries on an axis, stride s and extent e, the image padded by copies of its other end has n + low + high entries;
+    output position p reads from `s p - low` on, all around the circle, if there are exactly n/s positions.
+    """
+    if len(factors) < 2 or not (isinstance(pad := factors[0], Pad) and isinstance(conv := factors[1], Conv)):
+        return None
+    plain = all(low == high == 0 for low, high in (*pad.pads[:2], *conv.padding))
+    divided = all(n % s == 0 and n // s == m for n, s, m in zip(shape[2:], conv.stride, conv.shape[2:], strict=True))
+    return conv.shape[2:] if pad.mode == "wrap" and plain and divided else None
+
+
+def _as_convolution(factors: Sequence[Node], mask: Tensor | None, rows: Tensor | None) -> Conv | None:
+    """The segment as one convolution with the scalings of its output channels in its weights."""
     convs = [node for node in factors if isinstance(node, Conv)]
     if len(convs) != 1 or mask is not None or not isinstance(factors[0], Conv):
         return None

@@ -21,7 +21,7 @@ from lipscope.claims.norms import Norm
 from lipscope.operator_norm import sums as absolute
 from lipscope.operator_norm.cholesky import SMALL, assemble, plan, prove_cholesky, top_vector
 from lipscope.operator_norm.gram import Gram, attained, gram
-from lipscope.operator_norm.grid import Symbol, prove_grid
+from lipscope.operator_norm.grid import Symbol, prove_circle, prove_grid
 from lipscope.operator_norm.lanczos import Recurrence, converge, prove_lanczos, starts_for
 from lipscope.operator_norm.proof import Proof
 from lipscope.operator_norm.schur import prove_schur
@@ -179,6 +179,8 @@ class _Search:
         """What to try after Schur's bound; each says whether its answer is final."""
         if self._map.convolution is not None and all(n == 1 for n in self._map.convolution.weight.shape[2:]):
             return self._pointwise, self._cholesky, self._large
+        if self._map.circle is not None:
+            return self._circle, self._cholesky, self._large
         return self._cholesky, self._large
 
     def _late(self) -> bool:
@@ -210,11 +212,23 @@ class _Search:
         self._offer(self._grid())
         return self._within(1e-9)
 
-    def _grid(self) -> Proof | None:
+    def _circle(self) -> bool:
+        """The symbol at all frequencies of the circle: exact up to rounding."""
+        recurrence = Recurrence(self._operator, seed=0, basis_bytes=self._memory / 4)
+        self._raise_lower(converge(recurrence, 1e-6, FIRST_STEPS, self._late))
+        symbol = self._symbol()
+        if symbol is not None and self._map.circle is not None:
+            self._offer(prove_circle(symbol, self._map.circle, FLOPS, self._late))
+        return self._within(self._tolerance)
+
+    def _symbol(self) -> Symbol | None:
         conv = self._map.convolution
-        if conv is None:
+        return None if conv is None else Symbol(conv, self._operator.exponent, self._map.roundings.forward)
+
+    def _grid(self) -> Proof | None:
+        symbol = self._symbol()
+        if symbol is None or self._map.circle is not None:
             return None
-        symbol = Symbol(conv, self._operator.exponent, self._map.roundings.forward)
         return prove_grid(symbol, self._lower, self._tolerance, FLOPS, self._late)
 
     def _cholesky(self) -> bool:

@@ -9,6 +9,9 @@ its maximum. The nearest of N > q-1 equidistant points is within pi/N; one axis 
 
     S <= max over the grid of |K(w)|_2 * prod 1/cos(pi (q-1)/(2 N)).
 
+A convolution that goes round an image with N s entries on an axis is the block circulant matrix of the same kernel: it is
+K(w) at the frequencies `2 pi j/N`, exactly, and its norm is the largest of theirs.
+
 Real kernels have `K(-w)` conjugate to `K(w)`: half of the first axis suffices.
 
 Rounding. A = sum_m |K_m|, a^2 = |A|_1 |A|_inf (per group). Phases `exp(-2 pi i r/N)` are off by at most 20 u, their
@@ -214,8 +217,26 @@ def prove_grid(
     return prove_on_grid(symbol, counts, supremum * (1 - 1e-6 if any(q > 1 for q in symbol.taps) else 1.0), give_up)
 
 
+def prove_circle(
+    symbol: Symbol, counts: tuple[int, ...], flops: float, give_up: Callable[[], bool] = lambda: False
+) -> Proof | None:
+    """The norm of a convolution that goes round, with so many output positions; None if it costs too much."""
+    if symbol.flops(counts) > flops:
+        return None
+    largest = 0.0
+    for matrices in symbol.grams(counts):
+        if give_up():
+            return None
+        largest = max(largest, float(torch.linalg.eigvalsh(matrices)[:, -1].max()))
+    return prove_on_grid(symbol, counts, math.sqrt(max(largest, 0.0)), give_up, circle=True)
+
+
 def prove_on_grid(
-    symbol: Symbol, counts: tuple[int, ...], guess: float, give_up: Callable[[], bool] = lambda: False
+    symbol: Symbol,
+    counts: tuple[int, ...],
+    guess: float,
+    give_up: Callable[[], bool] = lambda: False,
+    circle: bool = False,
 ) -> Proof | None:
     """The bound of the module's derivation on the given grid; None if it is too coarse, or if it was asked to give up.
 
@@ -224,8 +245,9 @@ def prove_on_grid(
         counts: the number of grid points on each axis.
         guess: about the largest singular value on the grid (scaled); the bound is not below it, and close to the truth.
         give_up: asked before each batch of frequencies.
+        circle: whether the convolution goes round, and the grid has all its frequencies.
     """
-    factor = grid_factor(symbol.taps, counts)
+    factor = 1.0 if circle else grid_factor(symbol.taps, counts)
     if math.isinf(factor):
         return None
     square = guess**2 * (1 + 1e-15)
@@ -235,7 +257,8 @@ def prove_on_grid(
             return None
         square = _raise_to(symbol, matrices, square)
     value = up(up(math.sqrt(square)) * factor)
-    return Proof(math.ldexp(value, symbol.exponent), {"kind": "grid", "counts": list(counts)})
+    evidence: dict[str, object] = {"kind": "circle"} if circle else {"kind": "grid", "counts": list(counts)}
+    return Proof(math.ldexp(value, symbol.exponent), evidence)
 
 
 def _raise_to(symbol: Symbol, matrices: Tensor, square: float) -> float:

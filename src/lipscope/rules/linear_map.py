@@ -28,8 +28,10 @@ class LinearMap:
             entrywise absolute value of L). Computed with the same number of roundings, not yet rounded upward.
         absolute_adjoint: the transpose of `absolute`.
         roundings: see above.
-        convolution: if L is one zero-padded convolution followed by a scaling of each output channel, that
-            convolution with the (computed) scaling in its weights; the coefficient roundings are within `roundings`.
+        convolution: if L is one convolution followed by a scaling of each output channel, that convolution with the
+            (computed) scaling in its weights; the coefficient roundings are within `roundings`. It is zero-padded, or
+        circle: it goes round: `circle` is then the number of output positions on each axis, of which the input has
+            `stride` times as many, and the convolution's own padding is 0.
     """
 
     input_shape: Shape
@@ -40,6 +42,7 @@ class LinearMap:
     absolute_adjoint: Apply
     roundings: Roundings
     convolution: Conv | None = None
+    circle: Shape | None = None
 
     @property
     def input_size(self) -> int:

@@ -1,0 +1,220 @@
+"""What watching costs: training with the observer against training without, and with cockpit-for-pytorch, in one run.
+
+    python benchmarks/observer_overhead.py                       # an MLP, a small CNN and a small ViT
+    python benchmarks/observer_overhead.py --peers               # and cockpit, if it is installed (without torchvision)
+
+Every round trains the same model on the same batches once plainly and once in each other way, in an order that rotates; the
+ratio of a round is to its own plain training. What the observer does before the first and after the last step (it exports
+the model, and reads everything once more) is not in the ratio; it is given in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from environment import environment
+from torch import Tensor, nn
+
+from lipscope.dynamics import Observer
+
+RESULTS = Path(__file__).parent / "results" / "observer_overhead.json"
+BATCH = 128
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, w = x.shape
+        q, k, v = self.qkv(x).reshape(b, t, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-1, -2) * (w // self.heads) ** -0.5).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).reshape(b, t, w))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.attention = Attention(width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norms[0](x))
+        return x + self.mlp(self.norms[1](x))
+
+
+class ViT(nn.Module):
+    """Patches of 4 x 4 of a 28 x 28 image, two blocks of width 64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, 64, 4, 4)
+        self.blocks = nn.Sequential(Block(64, 4), Block(64, 4))
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
+    )
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(2048, 10),
+    )  # fmt: skip
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "MLP 784-512-512-10": (mlp, (1, 28, 28), 3000),
+    "CNN, 3 convolutions on 3x32x32": (cnn, (3, 32, 32), 800),
+    "ViT, 2 blocks of width 64 on 28x28": (ViT, (1, 28, 28), 800),
+}
+"""Model, shape of an input, and steps of a run."""
+
+Watch = Callable[[nn.Module, torch.optim.Optimizer, nn.Module, tuple[Tensor, Tensor]], object]
+
+
+@contextmanager
+def nothing(*_: object) -> Iterator[None]:
+    yield None
+
+
+def observed(preset: str) -> Watch:
+    @contextmanager
+    def watch(
+        model: nn.Module, optimizer: torch.optim.Optimizer, loss: nn.Module, probe: tuple[Tensor, Tensor]
+    ) -> Iterator[None]:
+        with tempfile.TemporaryDirectory() as folder:
+            with Observer(model, optimizer, loss=loss, probe=probe, run=folder, preset=preset):
+                yield None
+
+    return watch
+
+
+def train(build: Callable[[], nn.Module], shape: tuple[int, ...], steps: int, watch: Watch) -> tuple[float, float]:
+    """Seconds of the loop, and seconds before and after it."""
+    torch.manual_seed(0)
+    model, loss = build(), nn.CrossEntropyLoss()
+    batches = [(torch.randn(BATCH, *shape), torch.randint(0, 10, (BATCH,))) for _ in range(16)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    began = time.perf_counter()
+    with watch(model, optimizer, loss, (batches[0][0][:32], batches[0][1][:32])):
+        first = time.perf_counter()
+        for step in range(steps):
+            x, y = batches[step % len(batches)]
+            optimizer.zero_grad()
+            loss(model(x), y).backward()
+            optimizer.step()
+        last = time.perf_counter()
+    return last - first, first - began + time.perf_counter() - last
+
+
+def train_cockpit(
+    configuration: str, every: int
+) -> Callable[[Callable[[], nn.Module], tuple[int, ...], int], tuple[float, float]]:
+    """The same loop as its documentation writes it, tracking every so many steps."""
+
+    def run(build: Callable[[], nn.Module], shape: tuple[int, ...], steps: int) -> tuple[float, float]:
+        from backpack import extend
+        from cockpit import Cockpit
+        from cockpit.utils import schedules
+        from cockpit.utils.configuration import configuration as quantities
+
+        torch.manual_seed(0)
+        model = extend(build())
+        loss, single = extend(nn.CrossEntropyLoss()), nn.CrossEntropyLoss(reduction="none")
+        batches = [(torch.randn(BATCH, *shape), torch.randint(0, 10, (BATCH,))) for _ in range(16)]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        cockpit = Cockpit(
+            model.parameters(), quantities=quantities(configuration, track_schedule=schedules.linear(every))
+        )
+        began = time.perf_counter()
+        for step in range(steps):
+            x, y = batches[step % len(batches)]
+            optimizer.zero_grad()
+            outputs = model(x)
+            value = loss(outputs, y)
+            info = {"batch_size": BATCH, "individual_losses": single(outputs, y), "loss": value, "optimizer": optimizer}
+            with cockpit(step, info=info):
+                value.backward(create_graph=cockpit.create_graph(step))
+            optimizer.step()
+        return time.perf_counter() - began, 0.0
+
+    return run
+
+
+def measure(
+    name: str, rounds: int, scale: float, ways: dict[str, Callable[..., tuple[float, float]]]
+) -> dict[str, object]:
+    build, shape, steps = MODELS[name]
+    steps = max(50, int(steps * scale))
+    found: dict[str, list[float]] = {way: [] for way in ways}
+    around: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(rounds):
+        order = list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]
+        seconds = {}
+        for way in order:
+            seconds[way], extra = ways[way](build, shape, steps)
+            around[way].append(extra)
+        for way in ways:
+            found[way].append(seconds[way] / seconds["plain"])
+        print(
+            name,
+            {way: round(v[-1], 3) for way, v in found.items()},
+            f"{1000 * seconds['plain'] / steps:.2f} ms a step",
+            flush=True,
+        )
+    return {
+        "model": name, "steps": steps, "milliseconds_a_step": 1000 * seconds["plain"] / steps,
+        "ratio": {way: statistics.median(v) for way, v in found.items() if way != "plain"},
+        "ratios": {way: v for way, v in found.items() if way != "plain"},
+        "seconds_before_and_after": {way: statistics.median(v) for way, v in around.items() if way.startswith("lipscope")},
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps")
+    parser.add_argument("--only", help="models whose name has this in it")
+    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--save", action="store_true", help=f"to {RESULTS}")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    ways: dict[str, Callable[..., tuple[float, float]]] = {"plain": lambda *a: train(*a, nothing)}
+    for preset in ("lite", "default", "research"):
+        ways[f"lipscope {preset}"] = lambda *a, preset=preset: train(*a, observed(preset))
+    rows = []
+    for name in MODELS:
+        if options.only and options.only not in name:
+            continue
+        here = dict(ways)
+        if options.peers and not name.startswith("ViT"):
+            for configuration in ("economy", "business"):
+                for every in (64, 16):
+                    here[f"cockpit {configuration}, every {every}"] = train_cockpit(configuration, every)
+        rows.append(measure(name, options.rounds, options.scale, here))
+    report = {"environment": environment(), "rounds": options.rounds, "batch": BATCH, "models": rows}
+    print(json.dumps(report, indent=1))
+    if options.save:
+        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
