@@ -1,0 +1,248 @@
+"""Following one training run step by step: the driver of the pathwise identity around an optimizer's step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lipscope.claims.errors import UsageError
+from lipscope.claims.quantity import Reading
+from lipscope.dynamics.expansions import Expansion
+from lipscope.dynamics.factors import Factor, list_factors
+from lipscope.dynamics.identity import LayerTerms, StepTerms, Totals, Update, layer_terms, sum_layers
+from lipscope.dynamics.operators import Operator, Snapshot
+from lipscope.dynamics.shadow import as_inputs, call, shadow, untouched, unwrapped
+from lipscope.dynamics.updates import Before, before, parts
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """One layer right before a step."""
+
+    snapshot: Snapshot
+    update: Before | None
+    flow: Tensor | None
+
+
+class IdentityTracker:
+    """Splits the change of every layer's log norm, at the steps that it is shown.
+
+    Call `before_step` right before `optimizer.step()` (after clipping and unscaling) and `after_step` right after it, or
+    `skip_step` for a step that is not looked at. Weights, gradients, buffers, random states and the optimizer's state are
+    read and never written. Norms are computed in float64 on the CPU and are estimates, not bounds.
+
+    Attributes:
+        factors: of the network's product.
+        totals: sums over the observed steps.
+        notes: what a reader of the numbers must know.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        probe: Tensor | tuple[Tensor, ...],
+        loss: Loss | None = None,
+        reference: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Looks at the model once; nothing is attached to it.
+
+        Args:
+            model: the user's model.
+            optimizer: the user's optimizer.
+            probe: inputs that the model takes, to find the layers that are called.
+            loss: of outputs and targets, needed with a reference.
+            reference: inputs and targets whose gradient stands for the full gradient, at every observed step. With plain
+                SGD it splits the update into flow and noise.
+
+        Raises:
+            ModelError: the model cannot be copied, or does not take the probe.
+            UsageError: a reference without a loss.
+        """
+        self._model, self._optimizer, self._loss = unwrapped(model), optimizer, loss
+        self.factors = list_factors(model, probe)
+        self._followed = tuple((f, f.operator) for f in self.factors if f.operator is not None)
+        self._reference: tuple[Tensor, Tensor] | None = None
+        self._twin: nn.Module | None = None
+        if reference is not None:
+            if loss is None:
+                raise UsageError("expected a loss with a reference, got none; pass loss=")
+            (inputs,) = as_inputs(reference[0], self._model)
+            self._reference, self._twin = (inputs, reference[1].detach()), shadow(model)
+        self.totals = Totals()
+        self._constant = sum(f.calls * _log(f.constant) for f in self.factors if f.operator is None)
+        self._starts: dict[str, _Start] | None = None
+        self._known: dict[str, tuple[Snapshot, Expansion]] = {}
+        self._last: float | None = None
+        self.notes = tuple(self._remarks())
+
+    def before_step(self) -> None:
+        """Copy what the step starts from."""
+        flows = self._reference_gradient()
+        self._starts = {}
+        for factor, operator in self._followed:
+            parameter = operator.parameter
+            update = None if parameter is None else before(self._optimizer, parameter)
+            flow = None
+            if parameter is not None and update is not None and update.plain and id(parameter) in flows:
+                flow = -update.rate * flows[id(parameter)]
+            self._starts[factor.name] = _Start(operator.snapshot(), update, flow)
+
+    def after_step(self) -> StepTerms:
+        """The terms of the step that was made since `before_step`.
+
+        Raises:
+            UsageError: there was no `before_step`.
+        """
+        if self._starts is None:
+            raise UsageError("expected before_step() before the optimizer's step, got after_step() alone; call both")
+        starts, self._starts = self._starts, None
+        with untouched(), torch.no_grad():
+            layers = tuple(self._layer(factor, operator, starts[factor.name]) for factor, operator in self._followed)
+        change, terms, residual = sum_layers(layers)
+        calls = {factor.name: factor.calls for factor, _ in self._followed}
+        start = self._constant + sum(calls[t.layer] * _log(t.norm) for t in layers)
+        stop = self._constant + sum(calls[t.layer] * _log(t.norm_after) for t in layers)
+        outside = 0.0 if self._last is None else start - self._last
+        step = StepTerms(
+            layers, start, stop, change, terms, residual, outside if math.isfinite(outside) else math.nan, self.notes
+        )
+        self._last = stop
+        self.totals.add(step)
+        return step
+
+    def skip_step(self) -> None:
+        """Count a step that nobody looked at."""
+        self._starts = None
+        self.totals.steps += 1
+
+    def _layer(self, factor: Factor, operator: Operator, start: _Start) -> LayerTerms:
+        weight = operator.weight().to("cpu", torch.float64)
+        delta = weight - start.snapshot[0]
+        stop = (weight.clone(), *start.snapshot[1:])  # statistics as before the step: what moves them is not the step
+        try:
+            expansion = self._expansion(factor.name, operator, start.snapshot, delta)
+            changed = bool(delta.any())
+            after = self._expansion(factor.name, operator, stop, None) if changed else expansion
+        except (RuntimeError, ValueError) as error:
+            return _undefined(factor, str(error).splitlines()[0])
+        parameter = operator.parameter
+        pieces = parts(start.update, self._optimizer, parameter) if start.update and parameter is not None else {}
+        note = ""
+        if start.update is not None and start.update.gradient is None:
+            note = "no gradient at this step"
+        return layer_terms(
+            factor.name, factor.kind, factor.calls, expansion, after.norm, Update(delta, pieces, start.flow), note
+        )
+
+    def _expansion(self, name: str, operator: Operator, snapshot: Snapshot, towards: Tensor | None) -> Expansion:
+        """Around a snapshot; the last one is kept, since most steps start where the one before ended."""
+        if not all(bool(torch.isfinite(part).all()) for part in snapshot):
+            raise ValueError("the weights are not finite")
+        kept = self._known.get(name)
+        same = kept is not None and all(torch.equal(a, b) for a, b in zip(kept[0], snapshot, strict=True))
+        if kept is not None and same and not kept[1].note:
+            return kept[1]
+        found = operator.expand(snapshot, None if kept is None else kept[1], towards)
+        self._known[name] = (snapshot, found)
+        return found
+
+    def _reference_gradient(self) -> dict[int, Tensor]:
+        """The reference's gradient by the identity of the live parameters, float64."""
+        if self._reference is None or self._twin is None or self._loss is None:
+            return {}
+        wanted = {id(o.parameter) for _, o in self._followed if o.parameter is not None and o.parameter.requires_grad}
+        for twin, live in zip(self._twin.modules(), self._model.modules(), strict=True):
+            twin.training = live.training
+        named = dict(self._model.named_parameters())
+        leaves = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in named.items()}
+        chosen = [name for name, p in named.items() if id(p) in wanted]
+        if not chosen:
+            return {}
+        with untouched():
+            inputs, targets = self._reference
+            value = self._loss(call(self._twin, self._model, (inputs,), leaves), targets)
+            found = torch.autograd.grad(value, [leaves[name] for name in chosen], allow_unused=True)
+        return {
+            id(named[name]): (torch.zeros_like(named[name]) if g is None else g).to("cpu", torch.float64)
+            for name, g in zip(chosen, found, strict=True)
+        }
+
+    def _remarks(self) -> list[str]:
+        found = [f"{f.name!r}: {f.reason}" for f in self.factors if f.reason]
+        held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        for factor, operator in self._followed:
+            parameter = operator.parameter
+            if operator.frozen or (parameter is not None and id(parameter) not in held):
+                found.append(f"{factor.name!r} is frozen")
+            elif parameter is None and any(True for _ in operator.module.parameters()):
+                found.append(f"{factor.name!r}: its weights are computed from parameters; its update is not split")
+        if not self._followed:
+            found.append("no layer with weights is followed")
+        if self._reference is not None and not all(
+            b.plain
+            for _, o in self._followed
+            if o.parameter is not None and (b := before(self._optimizer, o.parameter))
+        ):
+            found.append("the optimizer is not plain SGD: the update is split by gradient, momentum and decay")
+        return found
+
+    def readings(self, step: StepTerms) -> list[Reading]:
+        """The step as values to log. Norms and products are estimates; changes and terms are what this step did."""
+        found = []
+        for layer in step.layers:
+            found.append(Reading("norm", layer.norm_after, "estimate", layer.layer, note=layer.note))
+            found.append(Reading("gap", layer.gap, "estimate", layer.layer))
+            found.append(Reading("q_ratio", layer.q_ratio, "measured", layer.layer, note=layer.note))
+            found += [
+                Reading(name, value, "measured", layer.layer, note=layer.note)
+                for name, value in (("change", layer.change), *layer.terms.items(), ("residual", layer.residual))
+            ]
+        unknown = "; ".join(f"{f.name!r}: {f.reason}" for f in self.factors if f.reason)
+        found.append(Reading("log_product", step.log_product_after, "estimate", note=unknown))
+        network = {"change": step.change, **step.terms, "residual": step.residual, "outside": step.outside}
+        totals = {
+            "change": self.totals.change, **self.totals.terms, "residual": self.totals.residual,
+            "outside": self.totals.outside,
+        }  # fmt: skip
+        found += [Reading(name, value, "measured") for name, value in network.items()]
+        found += [Reading(f"total_{name}", value, "measured") for name, value in totals.items()]
+        found.append(Reading("observed_share", self.totals.share, "measured"))
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """The totals, as plain numbers, to go on from later."""
+        return dataclasses.asdict(self.totals)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from earlier totals.
+
+        Raises:
+            UsageError: it is not what `state_dict` gave.
+        """
+        try:
+            self.totals = Totals(**{**state, "terms": dict(state["terms"])})
+        except (TypeError, KeyError, ValueError) as error:
+            raise UsageError(f"expected the state of an IdentityTracker, got something else: {error}") from error
+
+
+def _undefined(factor: Factor, reason: str) -> LayerTerms:
+    nan = math.nan
+    return LayerTerms(factor.name, factor.kind, nan, nan, nan, nan, {}, nan, nan, reason)
+
+
+def _log(value: float) -> float:
+    """The logarithm, -inf at 0 and nan where there is none."""
+    if math.isnan(value) or value < 0:
+        return math.nan
+    return -math.inf if value == 0 else math.log(value)
