@@ -1,7 +1,7 @@
-"""Fills the tables of `support.md` from the code when the documentation is built.
+"""Fills the tables of `support.md`, `studies.md` and `frequency.md` from the code when the documentation is built.
 
-Each line `<!-- table: NAME -->` of the page is replaced by the table that the function `NAME` below returns, so that
-the page cannot say anything that the code does not do.
+Each line `<!-- table: NAME -->` of a page is replaced by what the function `NAME` below returns, so that the page cannot
+say anything that the code does not do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-PAGE = "support.md"
+PAGES = ("support.md", "studies.md", "frequency.md")
 MARK = re.compile(r"^<!-- table: (\w+) -->$", re.MULTILINE)
 
 EXAMPLE_ARGUMENTS = {
@@ -22,7 +22,7 @@ EXAMPLE_ARGUMENTS = {
 
 def on_page_markdown(markdown: str, *, page: object, **_: object) -> str:
     """The page with its tables; the hook that mkdocs calls for every page."""
-    if page.file.src_uri != PAGE:  # type: ignore[attr-defined]
+    if page.file.src_uri not in PAGES:  # type: ignore[attr-defined]
         return markdown
     return fill(markdown)
 
@@ -190,7 +190,99 @@ def methods() -> str:
     return table(["method", "what it does"], ([f"`{m.name}`", first_paragraph(type(m))] for m in METHODS))
 
 
+def studies() -> str:
+    """Every study with its claim and what the stored run says about it."""
+    from lipscope.studies.study import find, names, stored
+
+    verdicts = {True: "holds", False: "does not hold", None: "cannot tell"}
+    rows = []
+    for name in names():
+        result = stored(name)
+        said = "not run yet" if result is None else f"{verdicts[result['holds']]} ({result['seconds']:.0f} s)"
+        rows.append([f"[`{name}`](#{name})", find(name).claim, said])
+    return table(["study", "claim", "stored run"], rows)
+
+
+def study_pages() -> str:
+    """The description of every study, with the single numbers of its stored run."""
+    from importlib.resources import files
+
+    from lipscope.studies.study import names, stored
+
+    parts = []
+    for name in names():
+        folder = files("lipscope.studies").joinpath(name.replace("-", "_"))
+        parts.append(re.sub("^#", "##", folder.joinpath("README.md").read_text(encoding="utf-8"), flags=re.MULTILINE))
+        if (result := stored(name)) is not None:
+            scalars = [(k, v) for k, v in result["figures"].items() if isinstance(v, (int, float, str))]
+            shown = [[f"`{k}`", f"{v:.6g}" if isinstance(v, float) else str(v)] for k, v in scalars]
+            place = ", ".join(f"{k} {v}" for k, v in result["environment"].items() if v is not None)
+            parts.append(f"### Stored run\n\n`{result['command']}`, {result['seconds']:.0f} s; {place}.")
+            parts.append(table(["figure", "value"], shown) if shown else "")
+    return "\n\n".join(parts)
+
+
+def spectral_importance() -> str:
+    """Score, accuracies and band gains of the networks of the stored run of `spectral-importance`."""
+    from lipscope.studies.study import stored
+
+    result = stored("spectral-importance")
+    assert result is not None
+    rows = [
+        [name, *(with_error(found[key]) for key in ("accuracy", "attacked_accuracy", "score")),
+         " ".join(f"{gain['mean']:.2f}" for gain in found["gain"])]
+        for name, found in result["figures"]["networks"].items()
+    ]  # fmt: skip
+    return table(["network", "accuracy", "under attack", "score", "mean gain of the bands, low to high"], rows)
+
+
+def spectral_importance_ranks() -> str:
+    """How the networks' order by score, and by gain, agrees with that by accuracy under attack."""
+    from lipscope.studies.study import stored
+
+    result = stored("spectral-importance")
+    assert result is not None
+    found = result["figures"]["spearman_with_attacked_accuracy"]
+    names = {
+        "score": "score",
+        "score_from_minimum": "score, smallest value subtracted",
+        "gain": "largest mean band gain",
+    }
+    rows = [
+        [text, f"{found[key]['median']:.2f}", " ".join(f"{value:.2f}" for value in found[key]["seeds"])]
+        for key, text in names.items()
+    ]
+    return table(["order by", "rank correlation, median over seeds", "each seed"], rows)
+
+
+def lipschitz_low_pass() -> str:
+    """Gains and bounds of the lowest and the highest band in the stored run of `lipschitz-low-pass`."""
+    from lipscope.studies.study import stored
+
+    result = stored("lipschitz-low-pass")
+    assert result is not None
+    rows = [
+        [name, with_error(found["accuracy"]), with_error(found["attacked_accuracy"]),
+         *(cell for band in (0, -1) for cell in (
+             with_error(found["mean"][band]), f"{found['largest'][band]['mean']:.3g}",
+             f"{found['proved'][band]['mean']:.3g}")),
+         with_error(found["gain_over_margin"])]
+        for name, found in result["figures"]["networks"].items()
+    ]  # fmt: skip
+    bands = [f"{band}: {what}" for band in ("lowest", "highest") for what in ("mean gain", "largest", "proved")]
+    return table(["network", "accuracy", "under attack", *bands, "gain over margin"], rows)
+
+
+def with_error(figure: Mapping[str, float | None]) -> str:
+    """A mean with its standard error over seeds."""
+    mean, error = figure["mean"], figure["se"]
+    return f"{mean:.3f}" if error is None else f"{mean:.3f} ± {error:.3f}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
-    for f in (kinds, closed_forms, functions, onnx_operators, onnx_refused, torch_operators, torch_refused, methods)
-}
+    for f in (
+        kinds, closed_forms, functions, onnx_operators, onnx_refused, torch_operators, torch_refused, methods, studies,
+        study_pages, spectral_importance, spectral_importance_ranks, lipschitz_low_pass,
+    )
+}  # fmt: skip

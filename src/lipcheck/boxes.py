@@ -52,6 +52,10 @@ class Boxes:
             self._known[ancestor] = image(node, [self._known[i] for i in node.inputs])
         return self._known[index]
 
+    def narrow(self, index: int, box: Box) -> None:
+        """Put a box that lies inside the node's in its place, before any later node is asked for."""
+        self._known[index] = box
+
 
 def image(node: Node, inputs: Sequence[Box]) -> Box:
     """A box that contains the node's value whenever its inputs lie in theirs.

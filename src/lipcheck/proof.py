@@ -12,15 +12,22 @@ from typing import Any
 import numpy as np
 
 from lipcheck import functions
+from lipcheck.absolute import prove_absolute
 from lipcheck.boxes import Box, Boxes
+from lipcheck.branch import prove_branch
+from lipcheck.branch_network import Split
 from lipcheck.bundle import Bundle, integer, keys, real
+from lipcheck.directions import PREFIX, Directions, amplification, error
 from lipcheck.errors import Rejected
 from lipcheck.gains import gain, join
 from lipcheck.grid import prove_grid
+from lipcheck.jacobian import prove_jacobian
 from lipcheck.lanczos import prove_lanczos
+from lipcheck.narrow import Narrowing
 from lipcheck.nodes import Network
 from lipcheck.norms import prove_cholesky, prove_dense, prove_schur, prove_sums
 from lipcheck.quadratic import prove_quadratic
+from lipcheck.region import Region
 from lipcheck.rounding import Floats, up
 from lipcheck.segments import Operator, build
 
@@ -30,9 +37,15 @@ EVIDENCE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "schur": (("l2",), ()),
     "cholesky": (("l2",), ("side", "axis", "bounds")),
     "grid": (("l2",), ("counts",)),
+    "circle": (("l2",), ()),
     "lanczos": (("l2",), ("side", "starts", "steps", "failure")),
 }
 """For each kind of evidence the norms it speaks of and its fields."""
+
+RULES = ("segment", "quadratic", "branch", "absolute", "jacobian", "gain", "join")
+
+DIRECTED = ("segment", "quadratic", "gain", "join")
+"""The rules that may be used where a claim has directions: the rounding of the basis is accounted for in these alone."""
 
 
 @dataclass
@@ -41,7 +54,9 @@ class Proof:
 
     Attributes:
         boxes: boxes over the region, or None where the region is everywhere.
+        region: the region, where narrowed boxes need its shape.
         generator: random numbers from the operating system's entropy, made when first needed.
+        directions: the band that the claim is about; the network then begins with its basis.
     """
 
     network: Network
@@ -49,10 +64,12 @@ class Proof:
     boxes: Boxes | None
     generator: Callable[[], np.random.Generator]
     progress: Callable[[str], None]
+    region: Region | None = None
     slopes: dict[int, tuple[Floats, Floats]] = field(default_factory=dict)
     constants: dict[int, float] = field(default_factory=dict)
     failure: Fraction = Fraction(0)
     steps: list[dict[str, Any]] = field(default_factory=list)
+    directions: Directions | None = None
 
     def box(self, index: int) -> Box:
         """The box of a node.
@@ -78,8 +95,16 @@ class Proof:
             raise Rejected(f"no earlier step gives a constant for node {index}")
         return self.constants[index]
 
+    def step(self, source: int, index: int, t: float, rule: str) -> float:
+        """K of a node that is reached from `source` with constant t; the basis of a band adds its own rounding."""
+        start = self.constant(source)
+        if self.directions is not None and source == 0:
+            t = up(t + up(amplification(self.network, self.slopes, index, rule) * error(self.directions)))
+        return 0.0 if t == 0 or start == 0 else up(t * start)
 
-def _entries(document: object, network: Network, what: str) -> list[tuple[int, dict[str, Any]]]:
+
+def _numbered(document: object, network: Network, what: str) -> list[tuple[int, object]]:
+    """The entries of an object whose keys are node numbers, in order."""
     if not isinstance(document, dict):
         raise Rejected(f"expected {what} as an object")
     found = []
@@ -88,8 +113,24 @@ def _entries(document: object, network: Network, what: str) -> list[tuple[int, d
             raise Rejected(f"expected the keys of {what} to be node numbers, got {key!r:.40}")
         if int(key) >= len(network.nodes):
             raise Rejected(f"{what} has an entry for node {key}, there is no such node")
-        found.append((int(key), keys(value, {"lower", "upper"}, f"{what} of node {key}")))
+        found.append((int(key), value))
     return sorted(found, key=lambda pair: pair[0])
+
+
+def _entries(document: object, network: Network, what: str) -> list[tuple[int, dict[str, Any]]]:
+    pairs = _numbered(document, network, what)
+    return [(index, keys(value, {"lower", "upper"}, f"{what} of node {index}")) for index, value in pairs]
+
+
+def _narrow(proof: Proof, stored: dict[str, Any], bundle: Bundle) -> None:
+    """Narrow the boxes by the linear bounds of the bundle, if it has some."""
+    if "narrowed" not in stored:
+        return
+    if proof.boxes is None or proof.region is None:
+        raise Rejected("expected no narrowed nodes where the region is everywhere")
+    lines = dict(_numbered(stored["lines"], proof.network, "lines"))
+    narrowed = dict(_numbered(stored["narrowed"], proof.network, "narrowed"))
+    Narrowing(proof.network, proof.boxes, proof.region, bundle).run(lines, narrowed)
 
 
 def _pair(value: dict[str, Any], shape: tuple[int, ...], bundle: Bundle, what: str) -> tuple[Floats, Floats]:
@@ -154,7 +195,7 @@ def _evidence(proof: Proof, operator: Operator, t: float, evidence: object) -> N
         prove_schur(operator, t)
     elif kind == "cholesky":
         prove_cholesky(operator, t, stored)
-    elif kind == "grid":
+    elif kind in ("grid", "circle"):
         prove_grid(operator, t, stored)
     else:
         proof.failure += Fraction(prove_lanczos(operator, t, stored, proof.generator()))
@@ -162,25 +203,58 @@ def _evidence(proof: Proof, operator: Operator, t: float, evidence: object) -> N
 
 def _segment(proof: Proof, index: int, step: dict[str, Any]) -> float:
     source = integer(step["from"], "from", 0, index - 1)
-    start = proof.constant(source)
+    proof.constant(source)
     t = real(step["norm"], "norm")
     if not 0 <= t < math.inf:
         raise Rejected(f"expected a finite norm >= 0, got {t}")
     operator = build(proof.network, proof.slopes, source, index)
     _evidence(proof, operator, t, step["evidence"])
-    return 0.0 if t == 0 or start == 0 else up(t * start)
+    return proof.step(source, index, t, "segment")
 
 
 def _quadratic(proof: Proof, index: int, step: dict[str, Any], bundle: Bundle) -> float:
     source = integer(step["from"], "from", 0, index - 1)
-    start = proof.constant(source)
+    proof.constant(source)
     t = real(step["norm"], "norm")
     if not 0 <= t < math.inf:
         raise Rejected(f"expected a finite norm >= 0, got {t}")
     if proof.norm != "l2":
         raise Rejected(f"rule quadratic says nothing about {proof.norm}")
     prove_quadratic(proof.network, proof.slopes, source, index, t, step["evidence"], bundle)
-    return 0.0 if t == 0 or start == 0 else up(t * start)
+    return proof.step(source, index, t, "quadratic")
+
+
+def _branch(proof: Proof, index: int, step: dict[str, Any], bundle: Bundle) -> float:
+    integer(step["from"], "from", 0, 0)
+    t = real(step["norm"], "norm")
+    if not 0 <= t < math.inf:
+        raise Rejected(f"expected a finite norm >= 0, got {t}")
+    if index != proof.network.output or proof.directions is not None or proof.region is None:
+        raise Rejected("rule branch speaks of the whole network, in all directions")
+    stored = keys(step["evidence"], {"kind", "tree", "multipliers"}, "evidence branch")
+    if stored["kind"] != "branch":
+        raise Rejected("expected evidence of kind branch")
+    size = bundle.array(stored["multipliers"]).size
+    values = bundle.floats(stored["multipliers"], (size,), "multipliers of the cells")
+    prove_branch(Split(proof.network, proof.region, proof.boxes), proof.norm, t, stored["tree"], values)
+    return t
+
+
+def _entrywise(proof: Proof, index: int, step: dict[str, Any], bundle: Bundle) -> float:
+    """Rules `absolute` and `jacobian`."""
+    source = integer(step["from"], "from", 0, index - 1)
+    proof.constant(source)
+    t = real(step["norm"], "norm")
+    if not 0 <= t < math.inf:
+        raise Rejected(f"expected a finite norm >= 0, got {t}")
+    if proof.directions is not None:
+        raise Rejected(f"rule {step['rule']} says nothing about directions")
+    where = (source, index, proof.norm, t, step["evidence"], bundle)
+    if step["rule"] == "absolute":
+        prove_absolute(proof.network, proof.slopes, proof.boxes, *where)
+    else:
+        prove_jacobian(proof.network, proof.slopes, *where)
+    return proof.step(source, index, t, step["rule"])
 
 
 def _gain(proof: Proof, index: int) -> float:
@@ -201,13 +275,15 @@ def _join(proof: Proof, index: int) -> float:
 
 def _step(proof: Proof, step: object, before: int, bundle: Bundle) -> int:
     rule = step.get("rule") if isinstance(step, dict) else None
-    if rule not in ("segment", "quadratic", "gain", "join"):
-        raise Rejected(f"expected rule segment, quadratic, gain or join, got {rule!r:.60}")
-    names = {"node", "rule"} | ({"from", "norm", "evidence"} if rule in ("segment", "quadratic") else set())
+    if rule not in RULES:
+        raise Rejected(f"expected one of the rules {', '.join(RULES)}, got {rule!r:.60}")
+    names = {"node", "rule"} | ({"from", "norm", "evidence"} if rule not in ("gain", "join") else set())
     stored = keys(step, names, f"step with rule {rule}")
     index = integer(stored["node"], "node", 1, len(proof.network.nodes) - 1)
     if index <= before:
         raise Rejected(f"expected steps in topological order, got node {index} after node {before}")
+    if proof.directions is not None and (index < PREFIX or rule not in DIRECTED):
+        raise Rejected(f"directions allow the rules {', '.join(DIRECTED)}, to nodes from {PREFIX} on")
     node = proof.network.nodes[index]
     proof.progress(f"{rule} to node {index} ({node.kind} {node.name!r})")
     began = time.perf_counter()
@@ -216,6 +292,10 @@ def _step(proof: Proof, step: object, before: int, bundle: Bundle) -> int:
             value = _segment(proof, index, stored)
         elif rule == "quadratic":
             value = _quadratic(proof, index, stored, bundle)
+        elif rule == "branch":
+            value = _branch(proof, index, stored, bundle)
+        elif rule in ("absolute", "jacobian"):
+            value = _entrywise(proof, index, stored, bundle)
         else:
             value = _gain(proof, index) if rule == "gain" else _join(proof, index)
         if not 0 <= value < math.inf:
@@ -269,10 +349,12 @@ def prove_upper(proof: Proof, document: object, bundle: Bundle) -> float:
     Raises:
         Rejected: a step is not proved; the message names it.
     """
-    stored = keys(document, {"method", "intervals", "slopes", "steps"}, "proof.json")
+    optional = {"lines", "narrowed"} if isinstance(document, dict) and "narrowed" in document else set()
+    stored = keys(document, {"method", "intervals", "slopes", "steps"} | optional, "proof.json")
     if not isinstance(stored["method"], str) or not isinstance(stored["steps"], list):
         raise Rejected("expected proof.json with a method and a list of steps")
     proof.progress("intervals and slopes")
+    _narrow(proof, stored, bundle)
     _read_intervals(proof, stored["intervals"], bundle)
     _read_slopes(proof, stored["slopes"], bundle)
     _settle(proof)

@@ -16,19 +16,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lipscope.api import bound, check, load
+    from lipscope.api import bound, bound_pairs, check, load
     from lipscope.claims.errors import LipscopeError, ModelError, ResourceError, UnsupportedError, UsageError
     from lipscope.claims.regions import Ball, Box, Everywhere
 
 _HOMES = {
-    "lipscope.api": ("bound", "check", "load"),
+    "lipscope.api": ("bound", "bound_pairs", "check", "load"),
     "lipscope.claims.errors": ("LipscopeError", "ModelError", "ResourceError", "UnsupportedError", "UsageError"),
     "lipscope.claims.regions": ("Ball", "Box", "Everywhere"),
 }
 
 __all__ = [
     "Ball", "Box", "Everywhere", "LipscopeError", "ModelError", "ResourceError", "UnsupportedError", "UsageError",
-    "bound", "check", "load",
+    "bound", "bound_pairs", "check", "load",
 ]  # fmt: skip
 
 

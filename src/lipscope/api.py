@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,9 @@ from lipscope.bounds.auto import best, candidates, methods
 from lipscope.bounds.lower import lower_bound
 from lipscope.bounds.method import Candidate, Effort
 from lipscope.bounds.problem import Problem, pose
+from lipscope.bounds.quadratic.pairs import Multipliers, shared_multipliers
 from lipscope.bounds.unbounded import Unbounded, prove_unbounded
+from lipscope.certificate.pairs import Pairs
 from lipscope.certificate.result import Result, Upper
 from lipscope.claims.claim import Claim, parse_output
 from lipscope.claims.errors import InternalError, Interrupted, UsageError
@@ -31,6 +34,12 @@ if TYPE_CHECKING:
 
 FAILURE = 1e-9
 """The largest probability with which the randomised norms of a whole network may be wrong."""
+
+WHOLE_SHARE = 0.3
+"""The share of the budget of all differences that goes into all outputs together."""
+
+SMALLEST_BUDGET = 0.1
+"""Seconds that every difference of outputs gets, also when the budget is spent."""
 
 LOWER_SHARE = 0.15
 """The share of the budget that the search for a lower bound may take."""
@@ -70,6 +79,7 @@ def bound(
     method: str = "auto",
     budget: float = 60.0,
     *,
+    memory: int | None = None,
     check: bool = True,
     progress: Progress = silent,
 ) -> Result:
@@ -82,6 +92,7 @@ def bound(
         output: `all`, `I`, or `I-J` for the difference of two, counted from 0 in the flattened output.
         method: `auto` or the name of one method.
         budget: seconds for the search; the check is not counted.
+        memory: bytes that the matrices of one part of the network, or of one operator norm, may take.
         check: whether the independent checker decides at the end; without it the upper bound is only *computed*.
         progress: called with what is being done and the share that is done.
 
@@ -104,20 +115,89 @@ def bound(
         >>> result.upper.status, round(result.upper.value, 6), round(result.lower, 6)
         ('certified', 2.0, 2.0)
     """
+    return _bound(model, norm, region, output, method, budget, memory, check, progress, {})
+
+
+def bound_pairs(
+    model: LoadedModel | Graph,
+    norm: str = "l2",
+    region: Region | str = "everywhere",
+    method: str = "auto",
+    budget: float = 60.0,
+    *,
+    memory: int | None = None,
+    check: bool = True,
+    progress: Progress = silent,
+) -> Pairs:
+    """Intervals for the constants of all differences of two outputs, which margins need, each with its proof and its witness.
+
+    All outputs together are bounded first. In l2 their multipliers, scaled, bound every difference at once; what is left of
+    the budget goes into each difference's own bound.
+
+    Args:
+        model: as for `bound`, like all that follow but the budget.
+        norm: of input and output.
+        region: where.
+        method: of every single bound.
+        budget: seconds for all searches together; the checks are not counted.
+        memory: bytes for the matrices of one part.
+        check: whether the checker decides.
+        progress: called with what is being done.
+
+    Raises:
+        UsageError: as `bound`, or the model has fewer than two outputs.
+        Interrupted: the user stopped it before anything was reached; later, what was reached is returned.
+    """
+    graph = model if isinstance(model, Graph) else model.graph
+    names = list(combinations(range(graph.output_size), 2))
+    if not names:
+        raise UsageError(f"expected a model with at least two outputs for pairs, got {graph.output_size}")
+    whole = _bound(model, norm, region, "all", method, budget * WHOLE_SHARE, memory, check, progress, {})
+    proof = None if whole.candidate is None else whole.candidate.proof
+    shared = {} if proof is None else shared_multipliers(whole.problem, proof, names)
+    found, left, stopped = list[Result](), budget - whole.seconds, whole.interrupted
+    for number, (i, j) in enumerate(names):
+        if stopped:
+            break
+        share = max(left / (len(names) - number), SMALLEST_BUDGET)
+        progress(f"outputs {i}-{j}", number / len(names))
+        try:
+            result = _bound(
+                model, norm, region, f"{i}-{j}", method, share, memory, check, silent, shared.get((i, j), {})
+            )
+        except Interrupted:
+            stopped = True
+            break
+        found.append(result)
+        left, stopped = left - result.seconds, result.interrupted
+    return Pairs(whole, tuple(found), stopped)
+
+
+@torch.inference_mode(False)  # adjoints are derivatives, whatever mode the caller is in
+@torch.enable_grad()
+def _bound(
+    model: LoadedModel | Graph, norm: str, region: Region | str, output: str, method: str, budget: float,
+    memory: int | None, check: bool, progress: Progress, multipliers: Multipliers,
+) -> Result:  # fmt: skip
     graph = model if isinstance(model, Graph) else model.graph
     agreement = () if isinstance(model, Graph) else tuple(model.agreement)
     finite_weights(graph)
     methods(method)  # a wrong name is refused before anything is computed
     if not budget > 0:
         raise UsageError(f"expected a budget of more than 0 seconds, got {budget}")
+    if memory is not None and not memory > 0:
+        raise UsageError(f"expected more than 0 bytes of memory, got {memory}")
     chosen = parse_norm(norm)
     where = parse_region(region, graph.input_size, chosen) if isinstance(region, str) else region
     claim = Claim(chosen, where, parse_output(output, graph.output_size))
     data = torch.stack([torch.from_numpy(x).reshape(-1) for x, _ in agreement]) if agreement else None
     began, cpu = time.monotonic(), time.process_time()
     problem = pose(graph, claim, data)
+    if multipliers:
+        problem.shared["multipliers"] = multipliers
+    effort = Effort(deadline=began + budget, failure=FAILURE, memory=memory, progress=progress)
     try:
-        result = _search(problem, method, began, budget, progress)
+        result = _search(problem, method, effort, budget)
     except KeyboardInterrupt:
         raise Interrupted("stopped before any bound was reached; give it a little more time") from None
     result = replace(
@@ -164,15 +244,16 @@ def _hurry(result: Result) -> tuple[str, ...]:
     )
 
 
-def _search(problem: Problem, method: str, began: float, budget: float, progress: Progress) -> Result:
-    effort = Effort(deadline=began + budget, failure=FAILURE, progress=progress)
+def _search(problem: Problem, method: str, effort: Effort, budget: float) -> Result:
     found: list[Candidate] = list(candidates(problem, effort, method))
     winner = best(found)
     stopped = any(c.interrupted for c in found)
     unbounded = prove_unbounded(problem) if winner is None else None
     share = budget * LOWER_SHARE
     search = replace(effort, deadline=time.monotonic() + (0.2 if stopped else share))
-    witness = None if unbounded else lower_bound(problem, search)
+    points = [torch.from_numpy(p) for c in found for p in c.points]
+    hinted = replace(problem, data=torch.cat([torch.stack(points), problem.data])) if points else problem
+    witness = None if unbounded else lower_bound(hinted, search)
     return Result(
         problem=problem,
         found=_upper(problem, winner, unbounded, found),

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from math import inf
 
+from lipscope.bounds.absolute import Absolute
+from lipscope.bounds.branch.method import BranchAndBound
+from lipscope.bounds.local.method import LocalJacobian
 from lipscope.bounds.method import Candidate, Effort, Method
 from lipscope.bounds.problem import Problem
 from lipscope.bounds.product import Product
-from lipscope.bounds.quadratic.method import EclipseFast, LipSDP
+from lipscope.bounds.quadratic.method import Eclipse, EclipseFast, LipSDP
 from lipscope.claims.errors import UsageError
 
-METHODS: tuple[Method, ...] = (Product(), EclipseFast(), LipSDP())
+METHODS: tuple[Method, ...] = (
+    Product(), Absolute(), EclipseFast(), LocalJacobian(), Eclipse(), LipSDP(), BranchAndBound(),
+)  # fmt: skip
 """Every method, cheapest first."""
 
 
@@ -31,13 +38,13 @@ def methods(name: str) -> tuple[Method, ...]:
 
 def candidates(problem: Problem, effort: Effort, name: str = "auto") -> Iterator[Candidate]:
     """What each method comes to, one after the other; none is begun after the deadline once there is a bound."""
-    found = False
+    known = inf
     for method in methods(name):
-        if found and effort.expired:
+        if known < inf and effort.expired:
             yield Candidate(method.name, None, 0.0, note="not begun: the budget was spent")
             continue
-        candidate = method.run(problem, effort)
-        found = found or candidate.value is not None
+        candidate = method.run(problem, replace(effort, known=known))
+        known = known if candidate.value is None else min(known, candidate.value)
         yield candidate
         if candidate.interrupted:
             return

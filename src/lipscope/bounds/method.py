@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 
 from lipscope.bounds.problem import NoBound, Problem
 from lipscope.claims.progress import Progress, silent
+from lipscope.claims.regions import Vector
 
 
 @dataclass(frozen=True)
 class Step:
     """One step of a proof: the constant of the map from the input to a node's value, see docs/certificate.md.
 
-    `rule` is segment, quadratic, gain or join; `start` and `evidence` belong to the first two, `norm` to all but a join.
+    `rule` is segment, quadratic, branch, gain or join; `start` and `evidence` belong to the first three, `norm` to all but a join.
     """
 
     node: int
@@ -73,6 +74,7 @@ class Candidate:
         note: why it has no value, or what was left out.
         interrupted: whether the user stopped it before it was done.
         blocked: what stood in the way of a finite bound, if anything did.
+        points: flattened inputs around which the constant is large, for the search for a lower bound.
     """
 
     method: str
@@ -84,6 +86,7 @@ class Candidate:
     note: str = ""
     interrupted: bool = False
     blocked: NoBound | None = None
+    points: tuple[Vector, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Effort:
         tolerance: relative width of an operator norm's enclosure that is worth no more work.
         memory: bytes that one operator norm may use; None leaves it to the strategy.
         progress: called with what is being done and the share that is done.
+        known: the smallest bound that other methods have proved so far; only a smaller one is of use.
     """
 
     deadline: float = float("inf")
@@ -103,6 +107,7 @@ class Effort:
     tolerance: float = 1e-3
     memory: int | None = None
     progress: Progress = field(default=silent)
+    known: float = float("inf")
 
     @property
     def expired(self) -> bool:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lipscope.bounds.local.narrowing import Narrowing, narrow
 from lipscope.claims.claim import Claim, Output
 from lipscope.claims.errors import LipscopeError
 from lipscope.claims.norms import Norm
-from lipscope.claims.regions import check_size
+from lipscope.claims.regions import Everywhere, check_size
 from lipscope.network.graph import Graph
 from lipscope.network.nodes import Concat, Constant, Dense, Discontinuous, Elementwise, Node, Reshape
 from lipscope.rules.questions import Interval, box_image, slopes
@@ -116,13 +117,24 @@ class Problem:
         return Interval(torch.from_numpy(box.lower).reshape(shape), torch.from_numpy(box.upper).reshape(shape))
 
     @cached_property
+    def narrowing(self) -> Narrowing | None:
+        """Boxes of all values over the region with the linear bounds that narrowed them, or None for the whole space."""
+        region = self.claim.region
+        return None if isinstance(region, Everywhere) else narrow(self.graph, region, self.norm)
+
+    @cached_property
     def intervals(self) -> dict[int, Interval] | None:
-        """Boxes of all values over the region, or None for the whole space."""
-        return None if self.box is None else propagate(self.graph, self.box)
+        """Boxes of all values that reach the output, over the region, or None for the whole space."""
+        return None if self.narrowing is None else self.narrowing.intervals
 
     def operand(self, node: Node, position: int = 0) -> Interval | None:
         """The box of one of a node's operands, or None for the whole space."""
         return None if self.intervals is None else self.intervals[node.inputs[position]]
+
+    @cached_property
+    def shared(self) -> dict[str, object]:
+        """What one method has found and others would find again, by name."""
+        return {}
 
     @cached_property
     def reaching(self) -> frozenset[int]:

@@ -37,8 +37,8 @@ class Product(Method):
     def search(self, problem: Problem, effort: Effort) -> Candidate:
         """The product bound; stopped early it finishes with the cheapest norms."""
         began = time.monotonic()
-        composition = Composition(problem, effort, anchors(problem))
-        value = composition.constant(problem.graph.output)
+        composition = composed(problem, effort)
+        value = composition.known[problem.graph.output]
         return Candidate(
             method=self.name,
             value=with_room(value, len(composition.steps)),
@@ -49,6 +49,18 @@ class Product(Method):
             note="stopped early: the remaining norms are the cheap ones" if composition.hurried else "",
             interrupted=composition.interrupted,
         )
+
+
+def composed(problem: Problem, effort: Effort) -> Composition:
+    """The finished walk to the problem's output; one that was not hurried is kept for the next method that asks."""
+    kept = problem.shared.get("product")
+    if isinstance(kept, Composition) and kept.effort.failure == effort.failure:
+        return kept
+    composition = Composition(problem, effort, anchors(problem))
+    composition.constant(problem.graph.output)
+    if not (composition.hurried or composition.interrupted):
+        problem.shared["product"] = composition
+    return composition
 
 
 def with_room(value: float, steps: int) -> float:

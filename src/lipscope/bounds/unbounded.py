@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -141,5 +140,5 @@ def _polynomial(problem: Problem) -> Unbounded | None:
             high = up(up(ends[0].upper + ends[2].upper) - 2 * ends[1].lower)
             if bool(((low > 0) | (high < 0)).any()):
                 reason = "a product of two values that grow with the input: the network is a polynomial of degree >= 2"
-                return Unbounded(products[-1], reason, "polynomial", (np.array(x), np.array(d)))
+                return Unbounded(products[-1], reason, "polynomial", (x.numpy(), d.numpy()))
     return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lipscope.bounds.local.narrowing import stored
 from lipscope.certificate.files import new_folder, replaceable, write_file
 from lipscope.claims.errors import UsageError
 from lipscope.claims.regions import Ball, Box
@@ -18,6 +19,8 @@ from lipscope.network.graph import array_digest, encode
 from lipscope.network.nodes import Array
 
 if TYPE_CHECKING:
+    from lipscope.bounds.method import Proof
+    from lipscope.bounds.problem import Problem
     from lipscope.certificate.result import Result
 
 SCHEMA = "lipscope-bundle/1"
@@ -73,8 +76,8 @@ def write_bundle(result: Result, folder: Path) -> None:
         (place / "bundle.json").write_bytes(json.dumps(index, indent=1, sort_keys=True).encode())
 
 
-def try_folder(folder: Path) -> None:
-    """Raise what `write_bundle` would raise about the place, before anything is computed.
+def try_folder(folder: Path, marker: str = "bundle.json") -> None:
+    """Raise what `write_bundle` would raise about the place, before anything is computed; ours holds the file `marker`.
 
     Raises:
         ResourceError: the disk is full.
@@ -86,8 +89,8 @@ def try_folder(folder: Path) -> None:
             f"expected a new folder for the bundle, got {folder}, which the command runs in; choose another"
         )
     probe = (missing[-1] if missing else folder.absolute()).parent / f".{folder.name}.probe"
-    if not replaceable(folder.absolute(), "bundle.json"):
-        with new_folder(folder, "bundle.json"):
+    if not replaceable(folder.absolute(), marker):
+        with new_folder(folder, marker):
             pass  # raises, and says why
     write_file(probe, b"")
     probe.unlink()
@@ -107,7 +110,13 @@ def _claim(result: Result, arrays: _Arrays) -> Json:
         region.update(lower=arrays.put(claim.region.lower), upper=arrays.put(claim.region.upper))
     elif isinstance(claim.region, Ball):
         region.update(center=arrays.put(claim.region.center), radius=_number(claim.region.radius))
+    bands: Json = {}
+    if claim.directions is not None:
+        mask = arrays.put(claim.directions.mask)
+        shape, axes = list(claim.directions.shape), list(claim.directions.axes)
+        bands = {"directions": {"kind": "band", "mask": mask, "shape": shape, "axes": axes}}
     return {
+        **bands,
         "model": result.problem.stored.digest,
         "input_norm": claim.norm,
         "output_norm": claim.norm,
@@ -126,12 +135,16 @@ def _claim(result: Result, arrays: _Arrays) -> Json:
 
 def _proof(result: Result, arrays: _Arrays) -> Json:
     if result.unbounded is not None:
-        names = {"countable": ("x", "y"), "polynomial": ("x", "direction")}[result.unbounded.method]
+        names = ("x", "direction") if result.unbounded.method == "polynomial" else ("x", "y")
         points = {name: arrays.put(p) for name, p in zip(names, result.unbounded.points, strict=True)}
-        return {"method": result.unbounded.method, **points}
+        calm = {} if result.unbounded.calm is None else _derivation(*result.unbounded.calm, arrays)
+        return {**calm, "method": result.unbounded.method, **points}
     if result.candidate is None or result.candidate.proof is None:
         return {"method": "none"}
-    proof, problem = result.candidate.proof, result.problem
+    return _derivation(result.problem, result.candidate.proof, arrays)
+
+
+def _derivation(problem: Problem, proof: Proof, arrays: _Arrays) -> Json:
     slopes, intervals = {}, {}
     for index, (low, high) in problem.slopes.items():
         slopes[str(index)] = {"lower": arrays.put(low.numpy()), "upper": arrays.put(high.numpy())}
@@ -142,11 +155,15 @@ def _proof(result: Result, arrays: _Arrays) -> Json:
     steps = []
     for step in proof.steps:
         entry: Json = {"node": step.node, "rule": step.rule}
-        if step.rule in ("segment", "quadratic"):
+        if step.evidence is not None:
             evidence = _stored(step.evidence, arrays)
             entry.update({"from": step.start, "norm": _number(step.norm), "evidence": evidence})
         steps.append(entry)
-    return {"method": proof.method, "intervals": intervals, "slopes": slopes, "steps": steps}
+    document: Json = {"method": proof.method, "intervals": intervals, "slopes": slopes, "steps": steps}
+    if problem.narrowing is not None and problem.narrowing.entries:
+        rows, entries = stored(problem.narrowing)
+        document |= {"lines": _stored(rows, arrays), "narrowed": _stored(entries, arrays)}
+    return document
 
 
 def _stored(value: object, arrays: _Arrays) -> object:

@@ -180,6 +180,7 @@ class Result:
                 "output_norm": claim.norm,
                 "region": describe_region(claim.region),
                 "output": claim.output.text,
+                **({} if claim.directions is None else {"directions": claim.directions.words}),
             },
             "lower": {
                 "value": self.lower,

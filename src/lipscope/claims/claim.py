@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lipscope.claims.directions import Directions
 from lipscope.claims.errors import UsageError
 from lipscope.claims.norms import Norm
 from lipscope.claims.regions import Everywhere, Region
@@ -49,8 +50,9 @@ def parse_output(text: str, size: int) -> Output:
 
 @dataclass(frozen=True)
 class Claim:
-    """The question: in which norm, where, and of which output."""
+    """The question: in which norm, where, of which output, and between which inputs (any two, unless directions are given)."""
 
     norm: Norm = "l2"
     region: Region = field(default_factory=Everywhere)
     output: Output = field(default_factory=Output)
+    directions: Directions | None = None

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from lipscope.claims.errors import Interrupted, LipscopeError, ResourceError
-from lipscope.cli import bound, check, demo, inspect, report
+from lipscope.cli import bound, check, demo, inspect, report, runs, spectrum, study, ui
 from lipscope.cli.console import complain
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (inspect, bound, check, report, demo):
+for command in (inspect, bound, check, spectrum, report, ui, study, runs, demo):
     app.command(name=command.__name__.rpartition(".")[2])(command.command)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from lipscope.claims.errors import Interrupted, LipscopeError
+from lipscope.claims.errors import Interrupted, LipscopeError, UsageError
 from lipscope.cli.console import (
     InputShape,
     Json,
@@ -24,6 +25,7 @@ from lipscope.cli.console import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
+    from lipscope.certificate.pairs import Pairs
     from lipscope.certificate.result import Result
 
 
@@ -33,9 +35,15 @@ def command(
     region: Annotated[
         str, typer.Option("--region", help="everywhere, box:LO,HI, box:FILE.npz or ball:FILE.npz, in raw input units.")
     ] = "everywhere",
-    output: Annotated[str, typer.Option("--output", help="all, I, or I-J for a difference, counted from 0.")] = "all",
+    output: Annotated[
+        str,
+        typer.Option("--output", help="all, I, I-J for a difference, counted from 0, or pairs for all differences."),
+    ] = "all",
     method: Annotated[str, typer.Option("--method", help="auto, or the name of one method.")] = "auto",
     budget: Annotated[float, typer.Option("--budget", help="Seconds for the search; the check is not counted.")] = 60.0,
+    memory: Annotated[
+        str | None, typer.Option("--memory", help="Bytes that one part's matrices may take, as 500M or 2G.")
+    ] = None,
     bundle: Annotated[Path | None, typer.Option("-o", "--bundle", help="Folder for the bundle.")] = None,
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Do not check; the bound is then only computed.")
@@ -47,14 +55,24 @@ def command(
     std: Std = None,
 ) -> None:
     """Prove an interval for the Lipschitz constant of MODEL and have it checked."""
-    from lipscope.api import bound
+    from lipscope.api import bound, bound_pairs
     from lipscope.certificate.bundle import try_folder
+    from lipscope.certificate.pairs import MARKER
 
+    limit, result = number_of_bytes(memory), None
     if bundle is not None:
-        try_folder(bundle)
+        try_folder(bundle, *([MARKER] if output == "pairs" else []))
     with progress() as report:
         loaded = read_model(model, input_shape, weights, mean, std)
-        result = bound(loaded, norm, region, output, method, budget, check=not no_check, progress=report)
+        if output == "pairs":
+            pairs = bound_pairs(loaded, norm, region, method, budget, memory=limit, check=not no_check, progress=report)
+        else:
+            result = bound(
+                loaded, norm, region, output, method, budget, memory=limit, check=not no_check, progress=report
+            )
+    if result is None:
+        finish_pairs(pairs, bundle, json)
+        return
     try:
         if bundle is not None:
             result = result.save(bundle, check=False)
@@ -67,6 +85,51 @@ def command(
         raise typer.Exit(Interrupted.exit_code)
     if result.verdict is not None and not result.verdict["accepted"]:
         raise typer.Exit(LipscopeError.exit_code)
+
+
+def finish_pairs(pairs: Pairs, bundle: Path | None, json: bool) -> None:
+    """Write, print and exit, for all differences of two outputs."""
+    try:
+        if bundle is not None:
+            pairs = pairs.save(bundle, check=False)
+    finally:
+        if json:
+            print_json(pairs.to_json())
+        else:
+            show(pairs.whole)
+            show_pairs(pairs, bundle)
+    if pairs.interrupted:
+        raise typer.Exit(Interrupted.exit_code)
+    if not pairs.accepted:
+        raise typer.Exit(LipscopeError.exit_code)
+
+
+def show_pairs(pairs: Pairs, bundle: Path | None) -> None:
+    """The table of all differences on stderr."""
+    console = stderr()
+    table = Table("outputs", "lower", "upper", "status", "by", box=None, pad_edge=False)
+    for result in pairs.pairs:
+        upper = result.upper
+        table.add_row(
+            result.problem.claim.output.text, figure(result.lower), figure(upper.value), upper.status, upper.method
+        )
+    console.print(table)
+    if bundle is not None:
+        console.print(f"bundles  {bundle}", soft_wrap=True)
+
+
+def number_of_bytes(text: str | None) -> int | None:
+    """A number of bytes, with K, M, G or T for powers of 1000.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if not match or float(match[1]) == 0:
+        raise UsageError(f"expected a number of bytes such as 500M or 2G for --memory, got {text!r}")
+    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
 
 
 def show(result: Result, bundle: Path | None = None) -> None:

@@ -15,19 +15,28 @@ if TYPE_CHECKING:
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="The folder that `lipscope bound -o` wrote.")],
+    bundle: Annotated[Path, typer.Argument(help="A folder that `-o` wrote: a bundle, or one with bundles in it.")],
     json: Json = False,
 ) -> None:
     """Check every claim of BUNDLE with the independent checker; exit code 0 only if all are proved."""
     from lipscope.api import check
 
+    inside = [] if (bundle / "bundle.json").exists() else sorted(p.parent for p in bundle.glob("*/bundle.json"))
+    verdicts = {}
     with progress() as report:
-        verdict = check(bundle, report)
-    if json:
-        print_json(verdict.document)
+        for folder in inside or [bundle]:
+            verdicts[folder.name] = check(folder, report)
+    accepted = all(verdict.accepted for verdict in verdicts.values())
+    if json and inside:
+        print_json({"accepted": accepted, "bundles": {name: v.document for name, v in verdicts.items()}})
+    elif json:
+        print_json(verdicts[bundle.name].document)
     else:
-        show(verdict)
-    if not verdict.accepted:
+        for name, verdict in verdicts.items():
+            if inside:
+                stderr().print(f"{name}:", markup=False, soft_wrap=True)
+            show(verdict)
+    if not accepted:
         raise typer.Exit(LipscopeError.exit_code)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ FORCE_TONES = {
     "flow_curvature": "c4", "decay": "c4", "cross": "c5", "log_correction": "c6", "remainder": "c7",
 }  # fmt: skip
 
-_POINTS = {"mode": "markers", "cliponaxis": False}
+_POINTS: dict[str, Any] = {"mode": "markers", "cliponaxis": False}
 """What is looked at rarely is not joined by lines: between two bounds nothing was proved."""
 
 Line = tuple[NDArray[np.int64], NDArray[np.float64]]
@@ -43,7 +44,7 @@ def thin(step: NDArray[np.int64], value: NDArray[np.float64], most: int = MOST) 
     return step[chosen], value[chosen]
 
 
-def _line(facts: RunFacts, name: str, label: str, tone: str, layer: str = "", **more: object) -> Figure | None:
+def _line(facts: RunFacts, name: str, label: str, tone: str, layer: str = "", **more: Any) -> Figure | None:
     step, value = thin(*facts.values(name, layer))
     if not step.size:
         return None

@@ -69,9 +69,16 @@ def heat(found: HeatMap) -> Figure:
         "colorbar": {"thickness": 12, "outlinewidth": 0, "tickfont": {"color": colour("muted")}},
     }]  # fmt: skip
     layout = _layout(360 if rows > 1 else 180, "frequency across", "frequency down")
-    layout["yaxis"] = {
-        **_axis("frequency down"), "scaleanchor": "x", "constrain": "domain", "autorange": "reversed",
-    } if rows > 1 else {"visible": False}
+    layout["yaxis"] = (
+        {
+            **_axis("frequency down"),
+            "scaleanchor": "x",
+            "constrain": "domain",
+            "autorange": "reversed",
+        }
+        if rows > 1
+        else {"visible": False}
+    )
     layout["xaxis"] = {**_axis("frequency across"), "constrain": "domain"}
     return {"data": data, "layout": layout | _legend(False)}
 
@@ -88,9 +95,7 @@ def _ends(row: Row) -> str:
     return f"{row.low:.3g} – {row.high:.3g}"
 
 
-def _line(
-    rows: Sequence[Row], values: Sequence[float | None], name: str, tone: str, dash: str, symbol: str
-) -> Figure:
+def _line(rows: Sequence[Row], values: Sequence[float | None], name: str, tone: str, dash: str, symbol: str) -> Figure:
     shown = [(row, value) for row, value in zip(rows, values, strict=True) if value is not None and value > 0]
     return {
         "type": "scatter", "mode": "lines+markers", "name": name, "x": [((r.low or 0) + (r.high or 0)) / 2 for r, _ in shown],

@@ -180,6 +180,8 @@ def evidence(field: Field | None, rule: str, measure: str) -> str:
     if kind == "grid":
         grid = " × ".join(str(entry.count()) for entry in field["counts"].items())
         return f"symbol of the convolution on a {grid} frequency grid, M. Riesz’s inequality"
+    if kind == "circle":
+        return "symbol of the convolution, which goes round, at all its frequencies"
     if kind == "lanczos":
         chance = up(field["failure"].number(), 2)
         return f"Lanczos from {field['starts'].count()} random vectors{side_text}, failure at most {chance}"

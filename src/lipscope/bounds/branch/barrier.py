@@ -1,0 +1,163 @@
+"""The best multipliers of one small cell, by a barrier method that begins at its parent's.
+
+Minimise `t rho - log det M(rho, l) (- sum log l_j where M >= 0 does not imply l_j > 0)` for growing t. With `B = M^{-1}`, E and C the
+columns `e_j - a_j w_j` and `e_j - b_j w_j`, `P = E^T B E`, `Q = C^T B C`, `R = E^T B C`:
+
+    gradient  t - tr B_xx, -2 R_jj;    Hessian  |B_xx|_F^2,  2 sum_{k in x} (B E)_kj (B C)_kj,  2 (P o Q + R o R^T).
+
+At the centre `rho - rho* <= (size of M)/t`. Every iterate is strictly feasible, so the search may stop anywhere. The quadratic bounds
+of whole networks have a method for large M; thousands of small ones, from good starts, are another task. Units are scaled so that the
+start's multipliers and rho are 1.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, lapack
+
+from lipscope.bounds.branch.exact import Matrix
+
+STEPS = 60
+"""Newton steps for one centring."""
+GROWTH = 20.0
+
+
+@dataclass(eq=False)
+class Barrier:
+    """The inequality of a cell in scaled variables.
+
+    Attributes:
+        reads: w_j by (x, units).
+        output: F.
+        slopes: (units, 2).
+        guarded: whether multipliers need a barrier of their own.
+    """
+
+    reads: Matrix
+    output: Matrix
+    slopes: Matrix
+
+    def __post_init__(self) -> None:
+        count, width = self.reads.shape
+        self.inputs = width - count
+        self.products = self.slopes[:, 0] * self.slopes[:, 1]
+        self.guarded = bool((self.products > 0).any())
+        self.square = self.output.T @ self.output
+
+    def matrix(self, rho: float, values: Matrix) -> Matrix:
+        """M."""
+        m = self.reads.T @ ((2 * self.products * values)[:, None] * self.reads) - self.square
+        cross = (self.slopes.sum(1) * values)[:, None] * self.reads
+        m[self.inputs :] -= cross
+        m[:, self.inputs :] -= cross.T
+        diagonal = np.einsum("ii->i", m)
+        diagonal[: self.inputs] += rho
+        diagonal[self.inputs :] += 2 * values
+        return m
+
+    def factor(self, rho: float, values: Matrix) -> Matrix | None:
+        """The Cholesky factor of M, None if it is not definite."""
+        if not (rho > 0 and (values > 0).all()):
+            return None
+        try:
+            found: Matrix = cholesky(self.matrix(rho, values), lower=True, check_finite=False)
+        except LinAlgError:
+            return None
+        return found
+
+    def step(self, factor: Matrix, values: Matrix, weight: float) -> tuple[Matrix, Matrix]:
+        """Gradient and Newton step."""
+        lower = np.tril(lapack.dpotri(factor, lower=1)[0])
+        inverse = lower + np.tril(lower, -1).T
+        n = self.inputs
+        low, high = self.slopes[:, 0], self.slopes[:, 1]
+        through = inverse @ self.reads.T
+        left, right = inverse[:, n:] - through * low, inverse[:, n:] - through * high
+        p = left[n:] - low[:, None] * (self.reads @ left)
+        q = right[n:] - high[:, None] * (self.reads @ right)
+        r = right[n:] - low[:, None] * (self.reads @ right)
+        units = len(values)
+        hessian, gradient = np.empty((units + 1, units + 1)), np.empty(units + 1)
+        hessian[1:, 1:] = 2 * (p * q + r * r.T)
+        hessian[0, 1:] = hessian[1:, 0] = 2 * np.einsum("kj,kj->j", left[:n], right[:n])
+        hessian[0, 0] = np.sum(inverse[:n, :n] ** 2)
+        gradient[0], gradient[1:] = weight - np.trace(inverse[:n, :n]), -2 * np.diag(r)
+        if self.guarded:
+            gradient[1:] -= 1 / values
+            np.einsum("ii->i", hessian)[1:] += 1 / values**2
+        return gradient, _newton(gradient, hessian)
+
+    def objective(self, rho: float, values: Matrix, factor: Matrix, weight: float) -> float:
+        """What is minimised."""
+        guard = float(np.log(values).sum()) if self.guarded else 0.0
+        return float(weight * rho - 2 * np.log(np.diag(factor)).sum() - guard)
+
+
+def _newton(gradient: Matrix, hessian: Matrix) -> Matrix:
+    scale = 1 / np.sqrt(np.maximum(np.diag(hessian), 1e-300))
+    scaled = hessian * scale[:, None] * scale
+    ridge = 1e-14
+    while ridge < 1:
+        np.einsum("ii->i", scaled)[:] = 1 + ridge
+        try:
+            factor = cho_factor(scaled, lower=True, check_finite=False)
+        except LinAlgError:
+            ridge *= 100
+            continue
+        step: Matrix = -scale * cho_solve(factor, scale * gradient, check_finite=False)
+        return step
+    raise LinAlgError("the Hessian is not definite")
+
+
+def descend(
+    reads: Matrix, output: Matrix, slopes: Matrix, rho: float, values: Matrix, tolerance: float, enough: float, deadline: float
+) -> list[tuple[float, Matrix]]:  # fmt: skip
+    """Strictly feasible pairs of rho and multipliers, each better than the one before.
+
+    Args:
+        reads: w_j by (x, units), one row a unit.
+        output: F.
+        slopes: (units, 2).
+        rho: of a strictly feasible start.
+        values: its multipliers, > 0.
+        tolerance: relative gap of rho at which to stop.
+        enough: a rho that needs no improvement.
+        deadline: `time.monotonic()` at which to stop.
+    """
+    root, inputs = np.sqrt(values / rho), reads.shape[1] - len(values)
+    columns = np.concatenate([np.ones(inputs), 1 / root])
+    barrier = Barrier(reads * root[:, None] * columns, output * columns / np.sqrt(rho), slopes)
+    now, own = 1.0, np.ones(len(values))
+    factor = barrier.factor(now, own)
+    size = reads.shape[1] + (len(values) if barrier.guarded else 0)
+    weight, found = 3.0 * size, list[tuple[float, Matrix]]()
+    while factor is not None:
+        centred = False
+        for _ in range(STEPS):
+            if time.monotonic() > deadline:
+                break
+            gradient, step = barrier.step(factor, own, weight)
+            slope = float(gradient @ step)
+            if -slope < 0.1:
+                centred = True
+                break
+            before, length = barrier.objective(now, own, factor, weight), 1.0
+            while length > 1e-8:
+                trial = barrier.factor(now + length * step[0], own + length * step[1:])
+                if trial is not None:
+                    value = barrier.objective(now + length * step[0], own + length * step[1:], trial, weight)
+                    if value <= before + 0.1 * length * slope:
+                        break
+                length *= 0.5
+            else:
+                break
+            assert trial is not None
+            now, own, factor = now + length * step[0], own + length * step[1:], trial
+        found.append((now * rho, own * root**2 * rho))
+        if not centred or size / weight < tolerance * now or now * rho <= enough:
+            break
+        weight *= GROWTH
+    return found

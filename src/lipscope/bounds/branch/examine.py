@@ -1,0 +1,209 @@
+"""One cell: is it empty, what bounds the Jacobian there, and on which unit is it to be split.
+
+Where to split. The multipliers' worst differences say on which piece each live unit would lie (in l1 and linf a few rounds of
+single changes do). If some point lies on all these pieces, it attains about the bound, and the unit that is least sure of its
+piece is split. If none does, the inequalities that exclude it name the units to split: their cell will be empty.
+A unit that is not live is split only if the inequality of a decided unit waits for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from lipscope.bounds.branch.empty import Key, inequalities, solve
+from lipscope.bounds.branch.exact import Matrix, OutOfRange
+from lipscope.bounds.branch.forms import Forms, forms_in
+from lipscope.bounds.branch.leaf import entrywise_bound, spectral_bound
+from lipscope.bounds.branch.multipliers import Inherited, quadratic
+from lipscope.bounds.branch.points import Evaluator, operator_norm
+from lipscope.bounds.branch.skeleton import Cell, Skeleton
+from lipscope.claims.norms import Norm
+
+Split = tuple[int, int]
+"""A unit and the number of one of its thresholds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """What is known of a cell.
+
+    Attributes:
+        kind: `empty`, `norm` (the Jacobian's entries prove the bound), `quadratic` (multipliers do) or `nothing`.
+        bound: proved; inf for `nothing`.
+        empty: the multipliers of an empty cell.
+        values: the multipliers of the live units.
+        split: where to split; None where splitting cannot help.
+        reached: a computed norm of the Jacobian at some point of the domain.
+        point: that point.
+    """
+
+    kind: Literal["empty", "norm", "quadratic", "nothing"]
+    bound: float
+    empty: dict[Key, int] = field(default_factory=dict)
+    values: dict[int, float] = field(default_factory=dict)
+    split: Split | None = None
+    reached: float = 0.0
+    point: Matrix | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A cell to examine, with its parent's rho and multipliers; below `target` nobody needs to split it."""
+
+    cell: Cell
+    inherited: Inherited
+    target: float
+    deadline: float
+
+
+@functools.lru_cache(maxsize=1)
+def _unpacked(packed: bytes) -> tuple[Skeleton, Norm, Evaluator]:
+    skeleton, norm = pickle.loads(packed)
+    return skeleton, norm, Evaluator(skeleton, norm)
+
+
+def examine_packed(packed: bytes, task: Task) -> Finding:
+    """`examine` in a process of its own; `packed` is a pickled pair of skeleton and norm."""
+    skeleton, norm, evaluator = _unpacked(packed)
+    return examine(skeleton, norm, evaluator, task)
+
+
+def examine(skeleton: Skeleton, norm: Norm, evaluator: Evaluator, task: Task) -> Finding:
+    """What is known of a cell."""
+    forms = forms_in(skeleton, task.cell)
+    answer = solve(skeleton.domain, inequalities(forms))
+    if answer.proof is not None:
+        return Finding("empty", 0.0, empty=answer.proof)
+    reached = _Reached(evaluator)
+    reached.offer(answer.point)
+    try:
+        if norm == "l2" and forms.live:
+            found = quadratic(forms, task.inherited, task.target**2, task.deadline)
+            if found is None:
+                return Finding("nothing", np.inf, split=_first_live(forms), reached=reached.value, point=reached.point)
+            values = dict(zip(forms.live, found.values.tolist(), strict=True))
+            shares, weights = found.shares, found.weights
+            kind: Literal["norm", "quadratic"] = "quadratic"
+            bound: float | None = found.bound
+        else:
+            bound = spectral_bound(forms) if norm == "l2" else entrywise_bound(forms, norm)
+            kind, values = "norm", {}
+            if bound is not None and bound > task.target and forms.live:
+                shares, weights = _entrywise_stakes(forms, norm)
+    except OutOfRange:
+        bound = None
+    if bound is None:
+        return Finding("nothing", np.inf, split=_first_live(forms), reached=reached.value, point=reached.point)
+    split = None
+    if bound > task.target:
+        split = _split(forms, shares, weights, reached) if forms.live else _waiting(forms)
+    return Finding(kind, bound, values=values, split=split, reached=reached.value, point=reached.point)
+
+
+@dataclass
+class _Reached:
+    """The best Jacobian met."""
+
+    evaluator: Evaluator
+    value: float = 0.0
+    point: Matrix | None = None
+
+    def offer(self, point: Matrix | None) -> None:
+        if point is not None:
+            value = self.evaluator.gain(point)
+            if value > self.value:
+                self.value, self.point = value, point
+
+
+def _first_live(forms: Forms) -> Split | None:
+    return (forms.live[0], forms.cell.low[forms.live[0]]) if forms.live else None
+
+
+def _waiting(forms: Forms) -> Split | None:
+    """An open unit that the inequality of a decided one reads."""
+    root, cell = forms.skeleton.root, forms.cell
+    for unit, row in enumerate(forms.rows):
+        if (cell.low[unit], cell.high[unit]) != (root.low[unit], root.high[unit]):
+            waits = forms.reads(row, forms.open_units)
+            if waits:
+                return waits[0], cell.low[waits[0]]
+    return None
+
+
+def _split(forms: Forms, shares: Matrix, weights: Matrix, reached: _Reached) -> Split:
+    """See the module."""
+    guess = {unit: _piece(forms, unit, share) for unit, share in zip(forms.live, shares, strict=True)}
+    stake = dict(zip(forms.live, (weights * np.minimum(shares, 1 - shares)).tolist(), strict=True))
+    weight = dict(zip(forms.live, weights.tolist(), strict=True))
+    cell, skeleton = forms.cell, forms.skeleton
+    pattern = cell
+    for layer in skeleton.layers:
+        own = [u for u in layer.units if u in guess]
+        if not own:
+            continue
+        for unit in own:
+            pattern = pattern.above(unit, guess[unit] - 1) if guess[unit] > pattern.low[unit] else pattern
+            pattern = pattern.below(unit, guess[unit]) if guess[unit] < pattern.high[unit] else pattern
+        answer = solve(skeleton.domain, inequalities(forms_in(skeleton, pattern)))
+        reached.offer(answer.point)
+        if answer.conflict:
+            named = [u for u, _ in answer.conflict if u in guess]
+            pool = named or [u for u in forms.live if u < layer.first + len(layer.pieces)]
+            return _threshold(forms, max(pool, key=lambda u: (weight[u], -u)), guess)
+    best = max(forms.live, key=lambda u: (stake[u], weight[u], -u))
+    return _threshold(forms, best, guess)
+
+
+def _threshold(forms: Forms, unit: int, guess: dict[int, int]) -> Split:
+    return unit, guess[unit] - 1 if guess[unit] > forms.cell.low[unit] else guess[unit]
+
+
+def _piece(forms: Forms, unit: int, share: float) -> int:
+    """The piece whose slope is nearest."""
+    low, high = forms.slopes(unit)
+    wanted = float(low) + share * float(high - low)
+    slopes = forms.skeleton.pieces_of_unit[unit].slopes
+    candidates = range(forms.cell.low[unit], forms.cell.high[unit] + 1)
+    return min(candidates, key=lambda p: (abs(float(slopes[p]) - wanted), p))
+
+
+def _entrywise_stakes(forms: Forms, norm: Norm) -> tuple[Matrix, Matrix]:
+    """A vertex of the slopes with a large norm (shares 0 or 1), and what each unit may contribute to the norm."""
+    live, inputs = forms.live, forms.inputs
+    reads, output = forms.on_live([forms.rows[u] for u in live]), forms.on_live(list(forms.output))
+    slopes = np.array([[float(s) for s in forms.slopes(u)] for u in live])
+
+    def jacobian(chosen: Matrix) -> Matrix:
+        rows = np.zeros((len(live), inputs))
+        for i in range(len(live)):
+            rows[i] = chosen[i] * (reads[i, :inputs] + reads[i, inputs:] @ rows)
+        result: Matrix = output[:, :inputs] + output[:, inputs:] @ rows
+        return result
+
+    side = np.argmax(np.abs(slopes), axis=1)
+    units = np.arange(len(live))
+    best = operator_norm(jacobian(slopes[units, side]), norm)
+    improved = True
+    while improved:
+        improved = False
+        for i in units:
+            side[i] = 1 - side[i]
+            value = operator_norm(jacobian(slopes[units, side]), norm)
+            if value > best * (1 + 1e-12):
+                best, improved = value, True
+            else:
+                side[i] = 1 - side[i]
+    largest = np.abs(slopes).max(1)
+    forward = np.zeros((len(live), inputs))
+    for i in units:
+        forward[i] = np.abs(reads[i, :inputs]) + np.abs(reads[i, inputs:]) @ (largest[:, None] * forward)
+    backward = np.abs(output[:, inputs:])
+    for i in reversed(units):
+        backward = backward + np.outer(backward[:, i] * largest[i], np.abs(reads[i, inputs:]))
+    order = (backward.max(0), forward.sum(1)) if norm == "linf" else (backward.sum(0), forward.max(1))
+    return side.astype(np.float64), (slopes[:, 1] - slopes[:, 0]) * order[0] * order[1]

@@ -1,0 +1,139 @@
+"""Proved bounds of the Jacobian's norm over all slopes that a cell leaves open.
+
+l1, linf, and every norm where no unit is live: the entries of the Jacobian are enclosed exactly, in rational intervals from
+the input to the output, and the column (row) sums of their magnitudes bound the norm; in l2 the matrix is known then.
+
+l2 with live units: with w_j what unit j reads and F the output, as rows on (x, live units), multipliers l_j >= 0 and
+
+    M = rho I_x + sum_j l_j ((e_j - a_j w_j)(e_j - b_j w_j)^T + its transpose) - F^T F >= 0
+
+prove `|F u|^2 <= rho |x|^2` for all slopes in [a_j, b_j] (Fazlyab et al., arXiv 1906.04893). M is assembled in float64 from
+coefficients that were rounded once; with K = live units + outputs + 16 an entry is off by at most gamma_K times the same sum of
+absolute values, and one shifted Cholesky factorisation proves definiteness for all errors within.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from flint import fmpq
+
+from lipscope.bounds.branch.exact import LARGEST, SMALLEST, Matrix, Row, nearest, nearest_rows
+from lipscope.bounds.branch.forms import Forms
+from lipscope.claims.definite import shifted_cholesky
+from lipscope.claims.norms import Norm
+from lipscope.claims.rounding import gamma, sqrt_up, up
+
+SLACK = 4.0
+"""The independent checker sums in another order."""
+
+NEAR = 2e-10
+"""Relative room above a computed norm in which it is proved."""
+
+Interval = tuple[fmpq, fmpq]
+
+
+def interval_jacobian(forms: Forms) -> list[list[Interval]]:
+    """Enclosures of the entries of the Jacobian by the input's free coordinates, for all slopes of the cell."""
+    zero = fmpq(0)
+    known: dict[int, list[Interval]] = {}
+
+    def combined(row: Row) -> list[Interval]:
+        low, high = row[: forms.inputs], row[: forms.inputs]
+        for unit, entries in known.items():
+            factor = row[forms.columns[unit]]
+            if factor == zero:
+                continue
+            pairs = [(factor * a, factor * b) if factor > zero else (factor * b, factor * a) for a, b in entries]
+            low = [v + p[0] for v, p in zip(low, pairs, strict=True)]
+            high = [v + p[1] for v, p in zip(high, pairs, strict=True)]
+        return list(zip(low, high, strict=True))
+
+    for unit in forms.live:
+        slopes = forms.slopes(unit)
+        entries = []
+        for a, b in combined(forms.rows[unit]):
+            products = [s * v for s in slopes for v in (a, b)]
+            entries.append((min(products), max(products)))
+        known[unit] = entries
+    return [combined(row) for row in forms.output]
+
+
+def entrywise_bound(forms: Forms, norm: Norm) -> float:
+    """A proved bound in l1 or linf, the smallest float64 above the sum of magnitudes.
+
+    Raises:
+        OutOfRange: see `nearest`.
+    """
+    sizes = [[max(abs(a), abs(b)) for a, b in row] for row in interval_jacobian(forms)]
+    lines = sizes if norm == "linf" else list(zip(*sizes, strict=True))
+    largest = max((sum(line, fmpq(0)) for line in lines), default=fmpq(0))
+    return 0.0 if largest == 0 else up(nearest(largest))
+
+
+def spectral_bound(forms: Forms) -> float | None:
+    """A proved l2 norm where no unit is live, as near as float64 allows; None if the proof fails.
+
+    Raises:
+        OutOfRange: see `nearest`.
+    """
+    matrix = nearest_rows([row[: forms.inputs] for row in forms.output], forms.inputs)
+    if min(matrix.shape) == 0 or not matrix.any():
+        return 0.0
+    small = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    top = float(np.linalg.norm(small, 2))
+    rho = up(up(top * (1 + NEAR)) ** 2)
+    form = rho * np.eye(len(small)) - small @ small.T
+    size = rho * np.eye(len(small)) + np.abs(small) @ np.abs(small).T
+    proved = semidefinite(form, SLACK * gamma(matrix.size + 16) * size)
+    return sqrt_up(rho) if proved else None
+
+
+def quadratic_form(reads: Matrix, output: Matrix, slopes: Matrix, values: Matrix, rho: float) -> tuple[Matrix, Matrix]:
+    """M and a bound of its entrywise errors.
+
+    Args:
+        reads: w_j by (x, units), one row a unit.
+        output: F.
+        slopes: (units, 2), the smallest and the largest.
+        values: the multipliers.
+        rho: the square of the bound.
+    """
+    count, width = reads.shape
+    inputs = width - count
+    found = []
+    for w, f, s, sign in ((reads, output, slopes, -1.0), (np.abs(reads), np.abs(output), np.abs(slopes), 1.0)):
+        matrix = sign * (f.T @ f)
+        cross = sign * ((s[:, 0] + s[:, 1]) * values)[:, None] * w
+        matrix[inputs:] += cross
+        matrix[:, inputs:] += cross.T
+        matrix += w.T @ ((2 * s[:, 0] * s[:, 1] * values)[:, None] * w)
+        diagonal = np.einsum("ii->i", matrix)
+        diagonal[inputs:] += 2 * values
+        diagonal[:inputs] += rho
+        found.append(matrix)
+    return found[0], SLACK * gamma(count + len(output) + 16) * found[1]
+
+
+def quadratic_holds(reads: Matrix, output: Matrix, slopes: Matrix, values: Matrix, rho: float) -> bool:
+    """Whether the multipliers are proved to give the bound `sqrt(rho)`."""
+    numbers = np.concatenate([values, np.abs(slopes).ravel(), [rho]])
+    numbers = numbers[numbers != 0]
+    if not ((values > 0).all() and (numbers >= SMALLEST).all() and (numbers <= LARGEST).all()):
+        return False
+    matrix, error = quadratic_form(reads, output, slopes, values, rho)
+    return semidefinite((matrix + matrix.T) / 2, error + gamma(2) * np.abs(matrix))
+
+
+def semidefinite(matrix: Matrix, error: Matrix) -> bool:
+    """Whether every symmetric matrix within `error` of `matrix`, entrywise, is proved positive semidefinite."""
+    diagonal = np.diag(matrix)
+    if not (np.isfinite(matrix).all() and (diagonal > 0).all()):
+        return False
+    # A congruence by powers of two is exact: the two matrices are definite together.
+    exponents = np.frexp(diagonal)[1] // 2
+    scale = -(exponents[:, None] + exponents)
+    extra = float(np.ldexp(error, scale).sum(1).max()) * (1 + 1e-10)
+    return math.isfinite(extra) and shifted_cholesky(torch.from_numpy(np.ldexp(matrix, scale)), extra)

@@ -1,0 +1,130 @@
+"""Multipliers for the live units of a cell, and what they say about its worst slopes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lipscope.bounds.branch.barrier import descend
+from lipscope.bounds.branch.exact import Matrix
+from lipscope.bounds.branch.forms import Forms
+from lipscope.bounds.branch.leaf import quadratic_form, quadratic_holds
+from lipscope.bounds.quadratic.elimination import Infeasible, norm_start, smallest_rho
+from lipscope.bounds.quadratic.stacked import Layer, Stacked
+from lipscope.claims.rounding import sqrt_up
+
+Inherited = tuple[float, dict[int, float]]
+"""A strictly feasible rho (inf if there is none) with its multipliers by unit."""
+
+TOLERANCE = 2e-5
+"""Relative gap of rho at which the barrier method stops: what is left is closed by splitting."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic:
+    """The inequality of a cell in float64, and what solves it.
+
+    Attributes:
+        reads: what the live units read.
+        output: the network's value.
+        slopes: (units, 2).
+        values: multipliers that are proved to give the bound.
+        bound: the proved bound.
+        shares: between 0 and 1 for each unit, where its slope lies in its range at the worst differences.
+        weights: how much is at stake at each unit.
+    """
+
+    reads: Matrix
+    output: Matrix
+    slopes: Matrix
+    values: Matrix
+    bound: float
+    shares: Matrix
+    weights: Matrix
+
+
+def stacked(forms: Forms, reads: Matrix, output: Matrix, slopes: Matrix) -> Stacked:
+    """The inequality layer by layer."""
+    live, inputs = forms.live, forms.inputs
+    blocks = [[i for i, u in enumerate(live) if u in layer.units] for layer in forms.skeleton.layers]
+    blocks = [block for block in blocks if block]
+    places = [list(range(inputs)), *([inputs + i for i in block] for block in blocks)]
+    layers = tuple(
+        Layer(
+            {b: w for b in range(k + 1) if (w := reads[np.ix_(block, places[b])]).any()},
+            slopes[block, 0],
+            slopes[block, 1],
+        )
+        for k, block in enumerate(blocks)
+    )
+    return Stacked(inputs, layers, {b: f for b, p in enumerate(places) if (f := output[:, p]).any()})
+
+
+def quadratic(forms: Forms, inherited: Inherited, enough: float, deadline: float) -> Quadratic | None:
+    """Proved multipliers for a cell with live units; None if none are found.
+
+    Args:
+        forms: the cell.
+        inherited: rho and multipliers of the cell's parent, by unit: still feasible, since a decided unit only leaves a subspace.
+        enough: a rho that needs no improvement.
+        deadline: `time.monotonic()` at which the search stops.
+
+    Raises:
+        OutOfRange: coefficients leave the range of float64.
+    """
+    live = forms.live
+    reads, output = forms.on_live([forms.rows[u] for u in live]), forms.on_live(list(forms.output))
+    slopes = np.array([[float(s) for s in forms.slopes(u)] for u in live])
+    start = _start(forms, reads, output, slopes, inherited)
+    if start is None:
+        return None
+    small_reads, small_output = _reduced(reads, output)
+    try:
+        path = descend(small_reads, small_output, slopes, *start, TOLERANCE, enough, deadline)
+    except np.linalg.LinAlgError:
+        path = []
+    offers = [*reversed(path[-3:]), start]
+    for rho, values in offers:
+        if np.isfinite(rho) and quadratic_holds(reads, output, slopes, values, rho):
+            shares, weights = _stakes(reads, output, slopes, values, rho)
+            return Quadratic(reads, output, slopes, values, sqrt_up(rho), shares, weights)
+    return None
+
+
+def _start(
+    forms: Forms, reads: Matrix, output: Matrix, slopes: Matrix, inherited: Inherited
+) -> tuple[float, Matrix] | None:
+    """Strictly feasible rho and multipliers: the parent's, or those of the product of norms."""
+    live, (rho, known) = forms.live, inherited
+    if np.isfinite(rho) and all(u in known for u in live):
+        return rho * 1.02, np.array([known[u] for u in live])
+    network = stacked(forms, reads, output, slopes).reduced_input()
+    try:
+        values = norm_start(network)
+    except (Infeasible, np.linalg.LinAlgError, ValueError):
+        return None
+    rho = 1.05 * smallest_rho(network, values)
+    return (rho, values) if np.isfinite(rho) and rho > 0 else None
+
+
+def _reduced(reads: Matrix, output: Matrix) -> tuple[Matrix, Matrix]:
+    """The same on a smaller input, where fewer rows read it than it has entries: with `X^T = Q R`, `|Q^T x| <= |x|`."""
+    count, inputs = len(reads), reads.shape[1] - len(reads)
+    if count + len(output) >= inputs:
+        return reads, output
+    triangle: Matrix = np.linalg.qr(np.concatenate([reads[:, :inputs], output[:, :inputs]]).T)[1]
+    return np.hstack([triangle.T[:count], reads[:, inputs:]]), np.hstack([triangle.T[count:], output[:, inputs:]])
+
+
+def _stakes(reads: Matrix, output: Matrix, slopes: Matrix, values: Matrix, rho: float) -> tuple[Matrix, Matrix]:
+    """With the inverse of M as second moments: where u_j lies between its slopes, and `lambda <v^2> (b - a)^2`."""
+    matrix, _ = quadratic_form(reads, output, slopes, values, rho)
+    inverse = np.linalg.inv(matrix)
+    inputs = reads.shape[1] - len(reads)
+    pulled = reads @ inverse
+    square = np.einsum("ij,ij->i", pulled, reads)
+    mean = np.einsum("ii->i", pulled[:, inputs:])
+    width = slopes[:, 1] - slopes[:, 0]
+    share = np.clip((mean / np.maximum(square, 1e-300) - slopes[:, 0]) / np.maximum(width, 1e-300), 0.0, 1.0)
+    return share, values * width**2 * np.maximum(square, 0.0)

@@ -1,0 +1,47 @@
+"""Real waves of one frequency on a grid of any number of axes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Phase = Literal["cosine", "sine"]
+
+
+def distinct_frequencies(grid: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """One of each pair {f, -f}, as indices into a transform over the grid (0 <= f_a < n_a), frequency 0 first."""
+    indices = np.indices(grid).reshape(len(grid), -1)
+    sizes = np.array(grid)[:, None]
+    mirrored = np.ravel_multi_index(tuple(-indices % sizes), grid)
+    kept = np.arange(indices.shape[1]) <= mirrored
+    return [tuple(int(i) for i in f) for f in indices[:, kept].T]
+
+
+def mirror(frequency: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...]:
+    """The indices of -f."""
+    return tuple(-f % n for f, n in zip(frequency, grid, strict=True))
+
+
+def phases_of(frequency: tuple[int, ...], grid: tuple[int, ...], wanted: str) -> tuple[Phase, ...]:
+    """The waves that exist: where f = -f the cosine alone, else those wanted (`cosine`, `sine` or `both`)."""
+    if mirror(frequency, grid) == frequency or wanted == "cosine":
+        return ("cosine",)
+    return ("sine",) if wanted == "sine" else ("cosine", "sine")
+
+
+def wave(grid: tuple[int, ...], frequency: tuple[int, ...], phase: Phase) -> Tensor:
+    """`cos` or `sin` of `2 pi sum_a f_a t_a/n_a` on the grid, scaled to Euclidean length 1, float64.
+
+    Its transform is supported on f and -f. There is no sine where f = -f: it would be zero.
+    """
+    turns = torch.zeros((), dtype=torch.float64)
+    for f, n in zip(frequency, grid, strict=True):
+        # Whole turns are dropped in integers, so that large products f t lose no digits.
+        turns = turns[..., None] + torch.remainder(torch.arange(n) * f, n).to(turns) / n
+    angles = 2 * torch.pi * turns
+    values = torch.cos(angles) if phase == "cosine" else torch.sin(angles)
+    scaled: Tensor = values / torch.linalg.vector_norm(values)
+    return scaled
