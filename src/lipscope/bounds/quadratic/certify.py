@@ -26,8 +26,11 @@ from lipscope.bounds.quadratic.stacked import Layer, Matrix, Reads, Vector
 from lipscope.claims.definite import shifted_cholesky
 from lipscope.claims.rounding import gamma, sqrt_up
 
-ROOM = tuple(10.0**-k for k in range(14, 3, -1))
+ROOM = (1e-13, 1e-11, 1e-9, 1e-7, 1e-5)
 """What is added to the diagonal of a Schur complement, relatively, tried in this order."""
+
+SURPLUS = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
+"""What is added to rho for what the steps before have added, relatively, tried in this order."""
 
 SLACK = 4.0
 """The independent checker forms the same matrices in another order of summation."""
@@ -38,8 +41,14 @@ SPARE = 1e-8
 Blocks = dict[int, slice]
 
 
-def proved_constant(part: Piece, values: Vector) -> float | None:
-    """A Lipschitz constant of the part that the multipliers are proved to give; None if the proof fails."""
+def proved_constant(part: Piece, values: Vector, rho: float) -> float | None:
+    """A Lipschitz constant of the part that the multipliers are proved to give; None if the proof fails.
+
+    Args:
+        part: the part.
+        values: its multipliers.
+        rho: what they prove in exact arithmetic, or so; a little more is tried.
+    """
     if not (np.isfinite(values).all() and (values >= 0).all()):
         return None
     network, positive = part.stacked, part.absolute
@@ -50,8 +59,8 @@ def proved_constant(part: Piece, values: Vector) -> float | None:
         if step is None:
             return None
         form, alive = step
-    rho = _largest(form)
-    return None if rho is None else sqrt_up(rho) * (1 + SPARE)
+    proved = _largest(form, rho)
+    return None if proved is None else sqrt_up(proved) * (1 + SPARE)
 
 
 def _output_form(output: Reads, positive: Reads, roundings: int) -> tuple[Matrix, Blocks]:
@@ -130,13 +139,12 @@ def _semidefinite(matrix: Matrix, error: Matrix) -> bool:
     return shifted_cholesky(torch.from_numpy(np.ldexp(matrix, scale)), extra)
 
 
-def _largest(form: Matrix) -> float | None:
-    """A proved upper bound of the largest eigenvalue of the form on the input, close to it."""
-    top = float(np.linalg.eigvalsh(form)[-1]) if form.size else 0.0
-    if top <= 0:
-        return 0.0 if not form.any() else None
-    for room in ROOM:
-        rho = top * (1 + room)
+def _largest(form: Matrix, guess: float) -> float | None:
+    """A proved upper bound of the largest eigenvalue of the form on the input, the first of some just above `guess`."""
+    if not form.any():
+        return 0.0
+    for room in SURPLUS:
+        rho = guess * (1 + room)
         if _semidefinite(np.diag(np.full(len(form), rho)) - form, 1e-15 * (np.abs(form) + np.eye(len(form)) * rho)):
             return rho
     return None

@@ -1,15 +1,35 @@
-"""ECLipsE-Fast (Xu and Sivaranjani, arXiv 2404.04375): multipliers of a chain in closed form, one a layer.
+"""Multipliers of a chain layer by layer from the first: in closed form (ECLipsE-Fast) or each layer's best (ECLipsE).
 
-Forward convention, multipliers divided by rho/2: `M_0 = I`, `M_i = L' - 1/4 s L' W_i M_{i-1}^{-1} W_i^T L' s` (for slopes of one sign the
-term with `alpha beta >= 0` may be left out), `L' = 1/(2 m^2 lambda_max(W_i M_{i-1}^{-1} W_i^T))`, m = (alpha + beta)/2.
+Both from Xu and Sivaranjani, arXiv 2404.04375; here for slopes in any [alpha, beta], one pair a unit.
+
+With multipliers divided by rho/2, `L' = 2 L/rho`, and M_i the form with `u_i^T M_i u_i <= |u_0|^2`, `M_0 = I`, the constraints
+`L'_j ((u_j - m_j v_j)^2 - r_j^2 v_j^2) <= 0` in centre and radius, `m = (alpha + beta)/2`, `r = (beta - alpha)/2`, give
+
+    M_i = L' - L' m H (I + H^T alpha beta L' H)^{-1} H^T m L',    H H^T = W_i M_{i-1}^{-1} W_i^T,    rho = |W_d M_{d-1}^{-1} W_d^T|.
+
+*Closed form.* Let `c = |m| + r` be the largest slope and `g = |c H H^T c|`. Then `v^T (H H^T)^{-1} v >= sum (c_j v_j)^2/g`, so M_i is at least the
+diagonal form whose entries are `min over v` of `c^2 v^2/g + L'((u - m v)^2 - r^2 v^2)`, that is `L'(c^2/g - L' r^2)/(c^2/g + L' alpha beta)`. Its maximum over
+L' is 1/g, at `L' = c/(r g)`: the bound is never above the product of norms, whatever the signs of the slopes. For [0, 1] this is ECLipsE-Fast.
+
+*The best.* ECLipsE's stage problem maximises s with `M_i >= s W_{i+1}^T W_{i+1}`: that is the inequality of the network `W_{i+1} phi(H .)` with
+one hidden layer and `s = 1/rho`, which the interior-point method solves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
-from lipscope.bounds.quadratic.stacked import Matrix, Stacked, Vector
+from lipscope.bounds.quadratic.newton import minimise
+from lipscope.bounds.quadratic.stacked import Layer, Matrix, Stacked, Vector
+
+STAGE_TOLERANCE = 1e-6
+"""Of a stage's s. The stages are greedy, more digits gain nothing."""
+
+Stage = Callable[[Layer, Matrix, Matrix], Vector | None]
+"""Multipliers L' of a layer from its H and the weights after it."""
 
 
 def chain_weights(network: Stacked) -> list[Matrix] | None:
@@ -21,24 +41,74 @@ def chain_weights(network: Stacked) -> list[Matrix] | None:
 
 
 def eclipse_fast(network: Stacked) -> Vector | None:
-    """The closed-form multipliers; None where the form does not hold (no chain, slopes of both signs, a vanishing layer)."""
+    """The closed-form multipliers; None where the form does not hold (no chain, or a layer that vanishes)."""
+    return _forward(network, _closed_form)
+
+
+def eclipse(network: Stacked, deadline: float = float("inf")) -> Vector | None:
+    """The multipliers of ECLipsE, each stage solved to its optimum; None where they do not exist, as `eclipse_fast`.
+
+    Stages after the deadline (`time.monotonic()`) are stopped at what they have.
+    """
+    return _forward(network, lambda layer, h, after: _best(layer, h, after, deadline))
+
+
+def _forward(network: Stacked, stage: Stage) -> Vector | None:
     weights = chain_weights(network)
-    if weights is None or ((network.lower * network.upper) < 0).any():
+    if weights is None:
         return None
-    inverse_root: Matrix = np.eye(network.input_size)
-    forward = []
-    for layer, w in zip(network.layers, weights, strict=False):
-        half = ((layer.lower + layer.upper) / 2)[:, None] * (w @ inverse_root.T)
-        top = float(np.linalg.norm(half, 2)) ** 2
-        if not top > 0:
+    h, found = weights[0], []
+    for layer, after in zip(network.layers, weights[1:], strict=True):
+        if not (h.any() and after.any()):
             return None
-        values = np.full(layer.size, 1 / (2 * top))
-        forward.append(values)
-        scaled = values[:, None] * half
-        try:
-            factor = cholesky(np.diag(values) - scaled @ scaled.T, lower=True)
-        except LinAlgError:
+        if h.shape[1] > h.shape[0]:
+            h = np.linalg.qr(h.T)[1].T
+        values = stage(layer, h, after)
+        root = None if values is None else _root(layer, h, values)
+        if values is None or root is None:
             return None
-        inverse_root = solve_triangular(factor, np.eye(layer.size), lower=True)
-    rho = float(np.linalg.norm(weights[-1] @ inverse_root.T, 2)) ** 2
-    return np.concatenate(forward) * (rho / 2) * (1 + 1e-9) if rho > 0 else None
+        found.append(values)
+        h = solve_triangular(root, after.T, lower=True, check_finite=False).T
+    rho = float(np.linalg.norm(h, 2)) ** 2
+    return np.concatenate(found) * (rho / 2) * (1 + 1e-9) if found and 0 < rho < np.inf else None
+
+
+def _root(layer: Layer, h: Matrix, values: Vector) -> Matrix | None:
+    """The Cholesky factor of M_i."""
+    center, both = (layer.lower + layer.upper) / 2, layer.lower * layer.upper
+    inner = np.eye(h.shape[1])
+    if both.any():
+        inner += h.T @ ((both * values)[:, None] * h)
+    try:
+        left = solve_triangular(cholesky(inner, lower=True), h.T * (center * values), lower=True)
+        form = np.diag(values) - left.T @ left
+        # Directions that nothing after the layer sees may have nothing left; a little there changes nothing that is seen.
+        form[np.diag_indices_from(form)] += 1e-13 * values
+        root: Matrix = cholesky(form, lower=True)
+    except (LinAlgError, ValueError):
+        return None
+    return root
+
+
+def _closed_form(layer: Layer, h: Matrix, after: Matrix) -> Vector | None:
+    del after
+    radius, largest = (layer.upper - layer.lower) / 2, np.maximum(np.abs(layer.lower), np.abs(layer.upper))
+    g = float(np.linalg.norm(largest[:, None] * h, 2)) ** 2
+    # Slopes of both signs: at the maximum the inner matrix may be singular, for m = 0 it is.
+    values: Vector = largest / (radius * g) * (1 - 1e-9)
+    return values if g > 0 and np.isfinite(values).all() else None
+
+
+def _best(layer: Layer, h: Matrix, after: Matrix, deadline: float) -> Vector | None:
+    start = _closed_form(layer, h, after)
+    root = None if start is None else _root(layer, h, start * (1 - 1e-3))
+    if start is None or root is None:
+        return None
+    start = start * (1 - 1e-3)
+    rho = float(np.linalg.norm(solve_triangular(root, after.T, lower=True), 2)) ** 2 * 1.01
+    stage = Stacked(h.shape[1], (Layer({0: h}, layer.lower, layer.upper, layer.group),), {1: after})
+    try:
+        optimum = minimise(stage, rho, start * rho / 2, tolerance=STAGE_TOLERANCE, deadline=deadline)[-1]
+    except (LinAlgError, ValueError):
+        return start
+    return optimum.values * 2 / optimum.rho

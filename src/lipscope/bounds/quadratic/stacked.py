@@ -133,6 +133,14 @@ class Stacked:
             )
         return result
 
+    def push(self, columns: Matrix) -> Matrix:
+        """`columns @ V`: the transpose of `pull`, (m, units) to (m, dimension)."""
+        result = np.zeros((len(columns), self.dimension))
+        for k, layer in enumerate(self.layers):
+            for b, w in layer.reads.items():
+                result[:, self.block(b)] += columns[:, self.units_of(k)] @ w
+        return result
+
     def scaled_blocks(self, factors: Vector) -> Stacked:
         """The same inequality in variables `u_b = factors[b] u_b'`, v scaled like its own block.
 
