@@ -1,0 +1,334 @@
+"""The observer of a training run: hooks on the optimizer that decide what is looked at, at what cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lipscope.claims.errors import UsageError
+from lipscope.claims.quantity import Quantity, Reading
+from lipscope.dynamics.budget import Account, Controller, accounts
+from lipscope.dynamics.budget import preset as find_preset
+from lipscope.dynamics.panel import FIXED, Loss, Panel, Rows, Sources, as_data
+from lipscope.dynamics.quantities.identity_terms import IdentityTerms
+from lipscope.dynamics.quantities.scene import StepWatch
+from lipscope.dynamics.view import is_compiled, isolated, unwrapped
+
+if TYPE_CHECKING:
+    from lipscope.dynamics.track import IdentityTracker
+    from lipscope.dynamics.writers import Writer
+
+
+class Observer:
+    """Watches a model while the user's own loop trains it, and writes what it sees into a run's folder.
+
+    Training is bit-identical to training without it: weights, buffers, gradients, optimizer state and random states are
+    never touched. Between entering and leaving the block its time is at most about `budget` times the time of training
+    (what is read before the first and after the last step, and the export of the model, come on top and are logged as
+    `setup_seconds` and `finish_seconds`). Trouble inside it is warned about once and recorded; it never stops training.
+
+        with Observer(model, optimizer, loss=loss_fn, probe=(x, y), run="runs/a"):
+            for x, y in loader:
+                optimizer.zero_grad(); loss_fn(model(x), y).backward(); optimizer.step()
+
+    Under `DistributedDataParallel` every rank may make one; all but rank 0 do nothing.
+
+    Args:
+        model: that the optimizer trains. Compiled or parallel models are looked at through the module inside.
+        optimizer: any `torch.optim.Optimizer`.
+        loss: of outputs and targets, the mean over examples.
+        probe: inputs and targets that stay the same, on the model's device and as the model gets them.
+        run: folder; a run that is there is continued.
+        preset: `lite` (2 %), `default` (5 %) or `research` (25 %).
+        budget: the observer's share of the time of training; beats the preset's.
+        reference: data for the full gradient; with plain SGD it splits the change of every norm into flow and noise.
+        quantities: more to watch.
+        writers: that get every reading, too (`lipscope.dynamics.writers`).
+        start_step: optimizer steps done before; the last one of the run if it is continued, else 0.
+        seed: of the observer's own generator.
+        clock: seconds.
+
+    Raises:
+        UsageError: probe, reference, preset or budget make no sense, the optimizer does not train this model, or the run's
+            folder has a store of another version.
+        ModelError: the model cannot be copied.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        probe: object,
+        loss: Loss | None = None,
+        run: str | Path = "runs/run",
+        preset: str = "default",
+        budget: float | None = None,
+        reference: object = None,
+        quantities: Sequence[Quantity] = (),
+        writers: Sequence[Writer] = (),
+        start_step: int | None = None,
+        seed: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        chosen = find_preset(preset, budget)
+        self._optimizer = _own_optimizer(model, optimizer)
+        self.active = _first_rank()
+        self._handles: list[Any] = []
+        self._due: list[Account] = []
+        self._spent: dict[str, float] = {}
+        self._skipped = 0
+        self._clock = clock
+        self._began = clock()
+        if not self.active:
+            return
+        for quantity in quantities:
+            if not isinstance(quantity, Quantity):
+                raise UsageError(f"expected quantities with a name and read(moment), got {type(quantity).__name__}")
+        sources = Sources(
+            model, as_data(probe, "probe"), loss, None if reference is None else as_data(reference, "reference"),
+            quantities, writers,
+        )  # fmt: skip
+        if sources.reference is not None and (loss is None or sources.reference[1] is None):
+            raise UsageError(
+                "expected loss= and targets beside reference=, which is for gradients of the loss; got none"
+            )
+        groups = (*chosen.groups, *(("extra",) if quantities else ()))
+        self._controller = Controller(chosen.budget, accounts(groups), clock)
+        settings = {
+            "preset": preset, "budget": chosen.budget, "optimizer": _settings(optimizer), "seed": seed,
+            "reference": None if sources.reference is None else len(sources.reference[0]),
+        }  # fmt: skip
+        with isolated(_device(model)):
+            self.panel = Panel(
+                sources, run, groups, settings, lambda: self._tracker(sources, groups), seed, chosen.budget
+            )
+        last = self.panel.recorder.last_step
+        self.step = start_step if start_step is not None else (last or 0)
+        self.panel.step = self.step
+        self.panel.tell("started" if last is None else "resumed", f"at step {self.step}")
+        if is_compiled(model):
+            self.panel.tell(
+                "compiled",
+                "the model is compiled, hooks do not fire in it: weights and updates are those of the compiled model, "
+                "everything else is computed on its uncompiled twin",
+            )
+
+    def _tracker(self, sources: Sources, groups: Sequence[str]) -> IdentityTracker | None:
+        if "identity" not in groups:
+            return None
+        from lipscope.dynamics.track import IdentityTracker
+
+        reference = None
+        if sources.reference is not None and sources.reference[1] is not None:
+            reference = sources.reference[0], sources.reference[1]
+        return IdentityTracker(
+            unwrapped(sources.model), self._optimizer, probe=sources.probe[0], loss=sources.loss,
+            reference=reference,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------------------------------------- life cycle
+
+    def __enter__(self) -> Observer:
+        self.attach()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach(failed=kind is not None)
+
+    def attach(self, hooks: bool = True) -> None:
+        """Read everything once and begin to watch; without `hooks`, `before_step` and `after_step` are left to the caller."""
+        if not self.active or self._handles:
+            return
+        groups = [a.name for a in self._controller.accounts]
+        if "proof" in groups:
+            self._safely(self.panel.subject.prepare)
+        rows: Rows = []
+        for account in self._controller.accounts:
+            fixed = account.name in FIXED
+            if fixed:
+                self._safely(lambda name=account.name: self._rehearse(name))  # type: ignore[misc]
+            began = self._clock()
+            if fixed:
+                self._safely(lambda name=account.name: self._rehearse(name))  # type: ignore[misc]
+            else:
+                rows += self._read(account.name)
+            account.read(self.step, self._clock() - began, paid=False)
+        rows += self._read("step")
+        rows.append(("observer", Reading("setup_seconds", self._clock() - self._began, "measured")))
+        self._safely(lambda: self.panel.record(self.step, rows))
+        if self.panel.subject.missing:
+            self.panel.tell("no-graph", self.panel.subject.missing)
+        if hooks:
+            self._handles = [
+                self._optimizer.register_step_pre_hook(self._pre_hook),
+                self._optimizer.register_step_post_hook(self._post_hook),
+            ]
+        self._controller.start(self.step)
+
+    def _rehearse(self, group: str) -> None:
+        """Look at a step in which nothing happens: the first time is slow, and a cost is known before the first step."""
+        watches = self.panel.groups.get(group, [])
+        trackers = [w.tracker for w in watches if isinstance(w, IdentityTerms)]
+        states = [tracker.state_dict() for tracker in trackers]
+        self._before(group, closure=False)
+        self.panel.read([group], self.step)
+        for tracker, state in zip(trackers, states, strict=True):
+            tracker.load_state_dict(state)
+
+    def detach(self, failed: bool = False) -> None:
+        """Stop watching: after the last step everything is read once more, and the session is closed."""
+        if not self.active:
+            return
+        self.active = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if not failed:
+            began = self._clock()
+            groups = [a.name for a in self._controller.accounts if a.name not in FIXED and a.last < self.step]
+            rows = [row for group in groups for row in self._read(group)]
+            rows += self._own_readings()
+            rows.append(("observer", Reading("finish_seconds", self._clock() - began, "measured")))
+            self._safely(lambda: self.panel.record(self.step, rows))
+        self._safely(lambda: self.panel.close("failed" if failed else "finished"))
+
+    # ------------------------------------------------------------------------------------------------------ steps
+
+    def _pre_hook(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.before_step(closure=any(callable(x) for x in (*args, *kwargs.values())))  # args hold the optimizer, too
+
+    def _post_hook(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.after_step()
+
+    def before_step(self, closure: bool = False) -> None:
+        """Right before the optimizer's step. `closure`: gradients at this point are not those of the step."""
+        if not self.active or self.step + 1 < self._controller.wake:
+            return
+        entered = self._controller.enter(self.step + 1)
+        self._due = self._controller.due(self.step + 1)
+        self._spent = {}
+        charged = 0.0
+        for account in list(self._due):
+            if account.name in FIXED:
+                began = self._clock()
+                self._safely(lambda name=account.name: self._before(name, closure))  # type: ignore[misc]
+                self._spent[account.name] = self._clock() - began
+                charged += self._spent[account.name]
+        if not self._due:
+            self._controller.sleep(self.step + 1)
+        self._controller.leave(entered, charged)
+
+    def _before(self, group: str, closure: bool) -> None:
+        watches = self.panel.groups.get(group, [])
+        with isolated(self.panel.view.device, draws=group == "identity"):
+            for watch in list(watches):
+                if closure and isinstance(watch, IdentityTerms):
+                    self.panel.trouble(
+                        "closure", "the optimizer computes its gradients in a closure: no identity terms"
+                    )
+                elif isinstance(watch, StepWatch):
+                    try:
+                        if isinstance(watch, IdentityTerms):
+                            watch.skip(self._skipped)
+                            self._skipped = 0
+                        watch.before(closure)
+                    except Exception as error:  # noqa: BLE001 - must not reach training
+                        watches.remove(watch)
+                        self.panel.trouble(
+                            f"quantity {watch.name}",
+                            f"{watch.name!r} failed and is left out: {type(error).__name__}: {error}",
+                        )
+
+    def after_step(self) -> None:
+        """Right after the optimizer's step."""
+        self.step += 1
+        if not self._due:
+            self._skipped += 1
+            return
+        entered = self._controller.enter(self.step, whole=False)
+        rows: Rows = []
+        charged = 0.0
+        for account in self._due:
+            began = self._clock()
+            rows += self._read(account.name)
+            spent = self._clock() - began
+            charged += spent
+            account.read(self.step, spent + self._spent.get(account.name, 0.0))
+        if "identity" not in self._spent:
+            self._skipped += 1
+        if rows:
+            rows += self._own_readings()
+            self._safely(lambda: self.panel.record(self.step, rows, self._controller.training))
+        self._due = []
+        self._controller.sleep(self.step)
+        self._controller.leave(entered, charged)
+
+    def _read(self, group: str) -> Rows:
+        return self._safely(lambda: self.panel.read([group], self.step)) or []
+
+    def _own_readings(self) -> Rows:
+        controller = self._controller
+        rate = self._optimizer.param_groups[0].get("lr")
+        found = [
+            Reading("overhead", controller.overhead, "measured", note="of the time of training, since the loop began"),
+            Reading("overhead_recent", controller.recent_overhead(), "measured", note="since the last observed step"),
+        ]
+        if rate is not None:
+            found.append(Reading("learning_rate", float(rate), "measured", note="of the first parameter group"))
+        for account in controller.accounts:
+            if account.last == self.step and account.gap:
+                found.append(
+                    Reading("interval", float(account.gap), "measured", account.name, note="steps since the last")
+                )
+        return [("observer", reading) for reading in found]
+
+    def _safely(self, action: Callable[[], Any]) -> Any:
+        """What the action returns; if it fails, the user is told once and training goes on."""
+        try:
+            return action()
+        except Exception as error:  # noqa: BLE001 - must not reach training
+            self.panel.trouble(f"observer {type(error).__name__}", f"observing failed: {type(error).__name__}: {error}")
+            return None
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _first_rank() -> bool:
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0)
+
+
+def _own_optimizer(model: nn.Module, optimizer: object) -> torch.optim.Optimizer:
+    inner = optimizer
+    while not isinstance(inner, torch.optim.Optimizer) and hasattr(inner, "optimizer"):
+        inner = inner.optimizer
+    while hasattr(inner, "optimizer") and isinstance(inner.optimizer, torch.optim.Optimizer):
+        inner = inner.optimizer  # wrapped by a library; the hooks belong to the one that does the step
+    if not isinstance(inner, torch.optim.Optimizer):
+        raise UsageError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"expected an nn.Module as model, got {type(model).__name__}")
+    trained = {id(p) for group in inner.param_groups for p in group["params"]}
+    if not any(id(p) in trained for p in model.parameters()):
+        raise UsageError(
+            f"expected an optimizer that trains the model, got one that has none of the parameters of {type(model).__name__}; "
+            "make the optimizer from the parameters of the model that is passed"
+        )
+    return inner
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    plain = (int, float, str, bool, type(None))
+    groups = [{k: v for k, v in g.items() if k != "params" and isinstance(v, plain)} for g in optimizer.param_groups]
+    return {"class": type(optimizer).__name__, "groups": groups}

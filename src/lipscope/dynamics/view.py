@@ -1,0 +1,177 @@
+"""An eval-mode twin of the model in training, for looking at it: the twin's parameters share memory with the model's.
+
+Nothing that is done with the twin is seen by training, as long as nobody writes into its parameters: it has its own
+modules (flags, hooks), its own buffers, and its own parameter objects without gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lipscope.claims.errors import ModelError, UsageError
+from lipscope.network.load.torch_module import double_copy
+
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
+)  # fmt: skip
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module behind `torch.compile` and data parallelism."""
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            inner = model.module if isinstance(model, parallel) else None
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the model, or a module in it, runs through `torch.compile`."""
+    wrapped = isinstance(getattr(model, "_orig_mod", None), nn.Module)
+    return wrapped or any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
+
+
+@contextmanager
+def isolated(device: torch.device, draws: bool = True) -> Iterator[None]:
+    """Inside, whatever computes leaves no trace: grad mode, autocast and, where something `draws`, random states."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        if not draws:
+            yield
+            return
+        numbers, words = np.random.get_state(), random.getstate()
+        try:
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                yield
+        finally:
+            np.random.set_state(numbers)
+            random.setstate(words)
+
+
+class View:
+    """The twin of a model. `model` computes what the model would compute in eval mode, with the weights of this moment.
+
+    Raises:
+        ModelError: the model cannot be copied, or has parameters that are not there yet or live on several machines.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.live = unwrapped(model)
+        for name, parameter in self.live.named_parameters():
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                raise ModelError(
+                    f"expected a model whose parameters exist, got the lazy {name!r}; run one batch through it first"
+                )
+            if type(parameter).__name__ == "DTensor" or hasattr(parameter, "device_mesh"):
+                raise ModelError(f"expected whole parameters, got {name!r}, which is sharded over machines")
+        self.model = _skeleton(self.live)
+        self._pairs = list(zip(self.model.parameters(), self.live.parameters(), strict=True))
+        self._double: nn.Module | None = None
+        self.refresh()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter is."""
+        return next((p.device for p in self.live.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first real parameter."""
+        return next((p.dtype for p in self.live.parameters() if p.is_floating_point()), torch.float32)
+
+    def refresh(self) -> nn.Module:
+        """The twin, brought up to the weights and buffers of this moment."""
+        with torch.no_grad():
+            for twin, live in self._pairs:
+                twin.data = live.detach()
+            for own, buffer in zip(self.model.buffers(), self.live.buffers(), strict=True):
+                if own.shape != buffer.shape or own.dtype != buffer.dtype:
+                    own.data = buffer.detach().clone()
+                else:
+                    own.copy_(buffer)
+        self._double = None
+        return self.model
+
+    def double(self) -> nn.Module:
+        """A copy in float64 with the weights since `refresh`, parametrised weights taken as they are computed."""
+        if self._double is None:
+            self._double = double_copy(self.model)
+        return self._double
+
+    def own_copy(self) -> nn.Module:
+        """A copy whose parameters are its own, for code that is not known to leave them alone."""
+        return copy.deepcopy(self.model).requires_grad_(False)
+
+
+def _skeleton(live: nn.Module) -> nn.Module:
+    memo: dict[int, Any] = {}
+    for parameter in live.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    for layer in live.modules():
+        for key, value in layer.__dict__.items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()  # deepcopy refuses results of computations
+            elif key in ("_trainer", "_fabric"):  # a Lightning module knows its trainer, which is no part of the model
+                memo[id(value)] = None
+    try:
+        twin = copy.deepcopy(live, memo)
+    except Exception as error:
+        raise ModelError(
+            f"cannot copy {type(live).__name__}: {type(error).__name__}: {error}; the observer needs a model that "
+            "copy.deepcopy can copy"
+        ) from error
+    for layer in twin.modules():
+        for kind in _HOOKS:
+            hooks = layer.__dict__.get(kind)
+            if hooks:
+                for key in [k for k, hook in hooks.items() if not _computes_weights(hook)]:
+                    del hooks[key]
+    return twin.eval()
+
+
+def _computes_weights(hook: object) -> bool:
+    """Whether a hook is torch's own, as of `torch.nn.utils.spectral_norm`, without which a layer has no weight."""
+    return type(hook).__module__.startswith("torch.nn.utils.")
+
+
+def check_probe(view: View, inputs: Tensor, targets: Tensor | None) -> Tensor:
+    """The model's outputs at the probe.
+
+    Raises:
+        UsageError: the probe is on another device, its shape does not fit, or inputs and targets differ in number.
+    """
+    if inputs.device != view.device:
+        raise UsageError(
+            f"expected a probe on {view.device}, where the model is, got one on {inputs.device}; move it with .to(...)"
+        )
+    if inputs.ndim < 1 or len(inputs) == 0:
+        raise UsageError(f"expected a probe with at least one example, got shape {list(inputs.shape)}")
+    if targets is not None and (targets.ndim == 0 or len(targets) != len(inputs)):
+        raise UsageError(
+            f"expected one target for each of the {len(inputs)} examples of the probe, got {list(targets.shape)}"
+        )
+    if targets is not None and targets.device != inputs.device:
+        raise UsageError(f"expected the probe's targets on {inputs.device}, got them on {targets.device}")
+    try:
+        with isolated(view.device), torch.no_grad():
+            outputs = view.model(inputs)
+    except Exception as error:
+        raise UsageError(
+            f"expected a probe that the model accepts, got inputs of shape {list(inputs.shape)} and {inputs.dtype}, on which "
+            f"{type(view.live).__name__} fails: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.ndim < 1 or len(outputs) != len(inputs):
+        shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise UsageError(f"expected a model that returns one tensor with a row an example, got {shape}")
+    return outputs
