@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import lipscope
 from lipscope.claims.errors import ModelError
 from lipscope.network.graph import Graph
 from lipscope.network.load.agreement import check_agreement
@@ -204,3 +205,13 @@ def test_a_source_that_fails_is_an_error_of_the_model():
 def test_a_jump_at_which_roundings_decide_does_not_count():
     source = from_module(calls(lambda m, x: torch.round(m.a(x)), a=nn.Linear(4, 4)), (4,))
     assert len(check_agreement(source, source.graph)) >= 2
+
+
+def test_an_output_that_is_zero_by_cancellation_mixes_nothing() -> None:
+    """Rounding of 3 relu(x + 0.5) - relu(3 x + 1.5) differs between one example and two; the value is 0."""
+
+    class Cancelling(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 3 * torch.relu(x + 0.5) - torch.relu(3 * x + 1.5)
+
+    assert lipscope.load(Cancelling().eval(), input_shape=(7,)).graph.output_size == 7

@@ -12,7 +12,8 @@ from torch import nn
 
 from lipscope.claims.errors import Interrupted, UsageError
 from lipscope.claims.progress import silent
-from lipscope.studies.images import FASHION, Recipe, attacked, images, network, project, proved_norm, train
+from lipscope.frequency.fashion import FASHION
+from lipscope.studies.images import Recipe, attacked, images, network, project, proved_norm, train
 from lipscope.studies.lipschitz_low_pass import STUDY, Settings, judge, measure
 from lipscope.studies.study import stored
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipscope.claims.errors import UsageError
+from lipscope.frequency.fashion import FASHION, fashion_mnist
 from lipscope.frequency.layout import Layout
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -101,14 +102,18 @@ def _read(source: str, layout: Layout, notes: list[str]) -> tuple[Array, Array |
 
 
 def _fashion_mnist() -> tuple[Array, Array]:
+    """The test images of Debian's package where it is installed, else all images from OpenML."""
+    if FASHION.is_dir():
+        images, labels = fashion_mnist("t10k")
+        return images / 255.0, labels.astype(np.int64)
     from sklearn.datasets import fetch_openml
 
     try:
         bunch = fetch_openml("Fashion-MNIST", version=1, as_frame=False, parser="liac-arff")
     except OSError as error:
         raise UsageError(
-            f"expected Fashion-MNIST from OpenML (scikit-learn keeps a copy after the first time), got {error}; give an .npz "
-            "file with arrays x and y instead"
+            f"expected Fashion-MNIST from Debian's package dataset-fashion-mnist or from OpenML (scikit-learn keeps a copy after "
+            f"the first time), got {error}; give an .npz file with arrays x and y instead"
         ) from None
     return (bunch.data / 255.0).reshape(-1, 28, 28), bunch.target.astype(np.int64)
 

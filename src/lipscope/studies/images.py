@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lipscope.claims.errors import UsageError
+from lipscope.frequency.fashion import FASHION, fashion_mnist
 from lipscope.studies.data import Data, digits
-
-FASHION = Path("/usr/share/datasets/fashion-mnist")
-"""Where the package dataset-fashion-mnist of Debian puts its files."""
 
 SOURCES = ("auto", "fashion-mnist", "digits")
 """Data of images: `auto` is Fashion-MNIST where it is installed, else the digits of scikit-learn."""
@@ -39,24 +35,12 @@ def images(source: str, train: int, test: int, seed: int = 0) -> tuple[str, Data
     draw = np.random.default_rng(seed)
     parts: list[Tensor] = []
     for name, count in (("train", train), ("t10k", test)):
-        pixels, labels = _idx(f"{name}-images-idx3-ubyte"), _idx(f"{name}-labels-idx1-ubyte")
+        pixels, labels = fashion_mnist(name)
         if not 0 < count <= len(labels):
             raise UsageError(f"expected from 1 to {len(labels)} images of the part {name}, got {count}")
         kept = draw.permutation(len(labels))[:count]
         parts += [torch.from_numpy(pixels[kept]).float().unsqueeze(1) / 255, torch.from_numpy(labels[kept]).long()]
     return "fashion-mnist", Data(*parts)
-
-
-def _idx(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """A file of the MNIST family: magic number with the count of axes, their lengths, bytes."""
-    path = FASHION / f"{name}.gz"
-    try:
-        raw = gzip.decompress(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"expected the files of Fashion-MNIST in {FASHION}, got {error}; use digits") from None
-    axes = raw[3]
-    shape = np.frombuffer(raw, dtype=">u4", count=axes, offset=4)
-    return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * axes).reshape(tuple(int(n) for n in shape)).copy()
 
 
 @dataclass(frozen=True)
