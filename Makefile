@@ -15,8 +15,9 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/lipscope demo
 
+# One process for each core, one thread for each process: threads that wait for each other cost more than they bring.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks
