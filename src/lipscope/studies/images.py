@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipscope.claims.errors import UsageError
+from lipscope.claims.errors import Interrupted, UsageError
+from lipscope.claims.progress import Progress
 from lipscope.frequency.fashion import FASHION, fashion_mnist
 from lipscope.studies.data import Data, digits
 
@@ -146,3 +148,24 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """The share of right answers."""
     with torch.no_grad():
         return float((model(x).argmax(dim=1) == y).double().mean())
+
+
+def each_network(
+    name: str, seeds: Sequence[int], recipes: Mapping[str, Recipe], run: Callable[[Recipe, int], dict[str, Any]],
+    progress: Progress,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What `run` finds for every recipe and seed, with the names of both.
+
+    Raises:
+        Interrupted: the user stopped it; its result has the runs that were done.
+    """
+    runs: list[dict[str, Any]] = []
+    total = len(seeds) * len(recipes)
+    try:
+        for seed in seeds:
+            for label, recipe in recipes.items():
+                progress(f"seed {seed}, {label}", len(runs) / total)
+                runs.append({"network": label, "seed": seed} | run(recipe, seed))
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped after {len(runs)} of {total} networks", {"data": name, "runs": runs}) from None
+    return runs

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lipscope.claims.errors import Interrupted, UsageError
+from lipscope.claims.errors import UsageError
 from lipscope.claims.progress import Progress
 from lipscope.studies.study import Figures, Study
 
@@ -57,19 +57,13 @@ class Settings:
 
 def measure(settings: Settings, progress: Progress) -> dict[str, object]:
     """Gains by band and their bounds for every network and seed, and the constrained networks' share of the standard one's."""
-    from lipscope.studies.images import images
+    from lipscope.studies.images import each_network, images
 
     name, data = images(settings.data, settings.train, settings.test)
     recipes = _recipes(settings)
-    runs: list[dict[str, Any]] = []
-    total = len(settings.seeds) * len(recipes)
-    try:
-        for seed in settings.seeds:
-            for label, recipe in recipes.items():
-                progress(f"seed {seed}, {label}", len(runs) / total)
-                runs.append({"network": label, "seed": seed} | _run(settings, data, recipe, seed))
-    except KeyboardInterrupt:
-        raise Interrupted(f"stopped after {len(runs)} of {total} networks", {"data": name, "runs": runs}) from None
+    runs = each_network(
+        name, settings.seeds, recipes, lambda recipe, seed: _run(settings, data, recipe, seed), progress
+    )
     return {"data": name, "runs": runs} | _summary(runs, list(recipes))
 
 
