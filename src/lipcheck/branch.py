@@ -24,7 +24,7 @@ from functools import cached_property
 import numpy as np
 from flint import fmpq, fmpq_mat
 
-from lipcheck.branch_network import Row, Split, exact
+from lipcheck.branch_network import Row, Split, exact, longest
 from lipcheck.bundle import integer
 from lipcheck.errors import Rejected
 from lipcheck.rounding import Floats, U, gamma, up
@@ -35,8 +35,9 @@ MOST_NODES = 100_000
 MOST_WORK = 2e10
 """Multiplications of rationals, about, for all leaves."""
 
-LARGEST = 1e100
-"""Entries of a matrix that is rounded are 0 or within this factor of 1."""
+LARGEST = fmpq(10**100)
+SMALLEST = 1 / LARGEST
+"""Entries of a matrix that is rounded are 0 or between these in absolute value."""
 
 _WEIGHT = re.compile(r"0x[1-9a-f][0-9a-f]{0,9999}")
 
@@ -275,10 +276,9 @@ def semidefinite(matrix: list[Row]) -> bool:
     floats = np.empty((n, n))
     for i, row in enumerate(matrix):
         for j, v in enumerate(row):
-            size = int(v.p) / int(v.q)
-            if v != 0 and not 1 / LARGEST <= abs(size) <= LARGEST:
+            if v != 0 and not SMALLEST <= abs(v) <= LARGEST:
                 return False
-            floats[i, j] = size
+            floats[i, j] = int(v.p) / int(v.q)
     diagonal = np.diagonal(floats)
     if not (diagonal > 0).all():
         return False
@@ -360,9 +360,5 @@ def _work(split: Split) -> float:
     forms = [*(layer.reads for layer in split.layers), split.output]
     parts = [part for form in forms for part in form.parts.values()]
     composed = sum(part.nrows() * part.ncols() for part in parts)
-    bits = sum(max((_bits(v) for v in part.entries()), default=0) for part in parts)
+    bits = sum(longest(part) for part in parts)
     return (width * (composed + width * (len(split.left) + split.output.size)) / 4 + 1) * (1 + bits / 1000)
-
-
-def _bits(value: fmpq) -> int:
-    return int(value.p).bit_length() + int(value.q).bit_length()

@@ -34,6 +34,9 @@ MOST_ENTRIES = 4_000_000
 MOST_WORK = 1e10
 """Multiplications of rationals, about, for the whole network."""
 
+MOST_BITS = 100_000
+"""Of a coefficient's numerator and denominator: long chains of affine nodes make long numbers."""
+
 Row = list[fmpq]
 
 
@@ -164,6 +167,8 @@ class Split:
         total = Form(node.size, {}, fmpq_mat(node.size, 1, _offset(node)))
         for place, operand in enumerate(operands):
             total = total + (operand if node.kind == "Reshape" else operand.after(_matrix(node, shapes, place)))
+        if max(map(longest, (*total.parts.values(), total.offset))) > MOST_BITS:
+            raise Rejected(f"its coefficients have more than {MOST_BITS} bits")
         return total
 
     def _units(self, reads: Form, pieces: list[Pieces], left: list[tuple[int, int]]) -> Form:
@@ -211,6 +216,11 @@ def _domain(size: int, region: Region) -> tuple[Domain, Form]:
     for column, i in enumerate(domain.free):
         matrix[i, column] = fmpq(1)
     return domain, Form(size, {0: matrix}, fmpq_mat(size, 1, values))
+
+
+def longest(matrix: fmpq_mat) -> int:
+    """The most bits of an entry, numerator and denominator together."""
+    return max((int(v.p).bit_length() + int(v.q).bit_length() for v in matrix.entries()), default=0)
 
 
 def _eye(size: int) -> fmpq_mat:

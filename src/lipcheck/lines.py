@@ -111,7 +111,7 @@ def _curved(node: Node, lo: Floats, hi: Floats, slope: Floats, offset: Floats, u
         missed = ~np.logical_and(_reaches(c, p, d, ends[0]), _reaches(c, q, d, ends[1]))
         if missed.any() or looked > MOST:
             return int(missed.sum()) or len(p)
-        open_ = _bound(node, p, q, c, ends, upper) > d
+        open_ = ~(_bound(node, p, q, c, ends, upper) <= d)  # NaN, where something overflowed, bounds nothing
         open_ &= p < q
         p, q, c, d = (x[open_] for x in (p, q, c, d))
         middle = p / 2 + q / 2

@@ -230,7 +230,7 @@ def _branch(proof: Proof, index: int, step: dict[str, Any], bundle: Bundle) -> f
     if not 0 <= t < math.inf:
         raise Rejected(f"expected a finite norm >= 0, got {t}")
     if index != proof.network.output or proof.directions is not None or proof.region is None:
-        raise Rejected("rule branch speaks of the whole network, in all directions")
+        raise Rejected("rule branch speaks of the values of the whole network, in all directions")
     stored = keys(step["evidence"], {"kind", "tree", "multipliers"}, "evidence branch")
     if stored["kind"] != "branch":
         raise Rejected("expected evidence of kind branch")

@@ -133,7 +133,8 @@ def _jump(region: Region, document: object, bundle: Bundle, proof: Proof) -> Non
     network = proof.network
     _defined(network, region)
     derivation = {"method": "jump", **{name: stored[name] for name in ("slopes", "intervals", "steps")}}
-    calm = replace(proof, network=frozen(network), boxes=None)
+    # Without a region no rule can read the calm network's values, which are not those of a frozen one.
+    calm = replace(proof, network=frozen(network), boxes=None, region=None)
     constant = prove_upper(calm, derivation, bundle)
     if calm.failure > 0:
         raise Rejected("expected a deterministic proof of the constant without jumps")

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 import lipcheck
-from harness.bundle_writer import Net, claim, proof, segment, write
+from harness.bundle_writer import Net, claim, proof, real, segment, write
 from lipcheck.boxes import Box, Boxes
 from lipcheck.bundle import Bundle
+from lipcheck.errors import Rejected
 from lipcheck.gains import join
+from lipcheck.lines import Lines, prove_lines
 from lipcheck.nodes import Network, Node, read_network
 from lipcheck.rounding import norm_down, norm_up
 
@@ -251,3 +253,83 @@ def test_a_network_that_is_constant_on_the_region_has_constant_zero(tmp_path: Pa
     region = box_region(net, [0.5, -3.0], [2.0, -1.0])
     assert check(tmp_path / "a", net, [], 0.0, region=region).accepted
     assert not check(tmp_path / "b", net, [], 0.0).accepted
+
+
+# ------------------------------------------------------------------------------------------- jumps and cells
+
+
+def cells(net: Net, tree: list[Any], t: float) -> list[dict[str, Any]]:
+    """One step by rule `branch`, without multipliers."""
+    evidence = {"kind": "branch", "tree": tree, "multipliers": net.arrays(np.zeros(0))}
+    return [{"node": len(net.nodes) - 1, "rule": "branch", "from": 0, "norm": real(t), "evidence": evidence}]
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_cells_of_the_calm_network_prove_no_jump(tmp_path: Path, bounded: bool) -> None:
+    """relu(x - sign(x)) is x + 1 on [-1, -1/2], but with 0 for the sign it is 0 there. Everywhere,
+    relu(x - sign(x)) - relu(x) is at most 1 apart and jumps at 0; with 0 for the sign it is 0. It jumps, but no cell shows that.
+    """
+    net = Net(1)
+    sign = net.add("Discontinuous", 0, (1,), operator="sign", axis=-1, arguments=[])
+    minus = net.add("MulConstant", sign, (1,), value=np.array([-1.0]))
+    last = net.elementwise(net.add("Add", [0, minus], (1,)), "relu")
+    leaf, empty = ["norm"], ["empty", [[0, "above", "0x1"]]]
+    if bounded:
+        region, tree = box_region(net, [-1.0], [-0.5]), [["split", 0, 0], leaf, empty]
+    else:
+        other = net.add("MulConstant", net.elementwise(0, "relu"), (1,), value=np.array([-1.0]))
+        net.add("Add", [last, other], (1,))
+        region = {"kind": "everywhere"}
+        both = [["empty", [[0, "above", "0x1"], [1, "below", "0x1"]]], ["norm"]]
+        tree = [["split", 0, 0], ["split", 1, 0], leaf, ["empty", [[0, "below", "0x1"], [1, "above", "0x1"]]]]
+        tree += [["split", 1, 0], *both]
+    document = net.document()
+    steps = cells(net, tree, 0.0)
+    points = {"x": net.arrays([-1.0]), "y": net.arrays([-0.5])}
+    evidence = {"method": "jump", **points, "slopes": {}, "intervals": {}, "steps": steps}
+    statement = claim(document, "l2", None, region=region, status="unbounded")
+    verdict = lipcheck.check(write(tmp_path / "bundle", document, statement, evidence, net.arrays))
+    assert verdict.upper["status"] == "rejected"
+    assert "rule branch speaks of the values" in verdict.upper["reasons"][0]
+
+
+def test_a_unit_that_nothing_moves_keeps_one_of_its_cells(tmp_path: Path) -> None:
+    """x + relu(0 x): below 0 the unit is 0 identically, which is no inequality; both cells empty would prove the constant 0."""
+    net = Net(1)
+    dead = net.elementwise(net.dense(0, np.zeros((1, 1)), np.array([-0.0])), "relu")
+    net.add("Add", [0, dead], (1,))
+    above, below = ([["empty", [[0, side, "0x1"]]]] for side in ("above", "below"))
+    assert check(tmp_path / "a", net, cells(net, [["split", 0, 0], ["norm"], *above], 1.01), 1.01).accepted
+    assert not check(tmp_path / "b", net, cells(net, [["split", 0, 0], *below, *above], 0.0), 0.0).accepted
+
+
+def test_cells_whose_numbers_leave_double_precision_are_refused_in_words(tmp_path: Path) -> None:
+    net = Net(1)
+    cut = net.elementwise(0, "relu")
+    net.dense(net.dense(cut, np.array([[1e308]])), np.array([[1e308]]))
+    verdict = check(tmp_path, net, cells(net, [["split", 0, 0], ["norm"], ["norm"]], 1e300), 1e300)
+    assert "Jacobian is not proved" in verdict.upper["reasons"][0]
+
+
+def test_long_chains_make_no_endless_numbers(tmp_path: Path) -> None:
+    net = Net(1)
+    last = 0
+    for _ in range(1500):
+        last = net.add("MulConstant", last, (1,), value=np.array([1.1]))
+    net.elementwise(last, "relu")
+    verdict = check(tmp_path, net, cells(net, [["split", 0, 0], ["norm"], ["norm"]], 1e300), 1e300)
+    assert "bits" in verdict.upper["reasons"][0]
+
+
+# ------------------------------------------------------------------------------------------------ lines
+
+
+@pytest.mark.parametrize("width", [1.0, 1e-3])
+def test_a_line_whose_proof_overflows_is_refused(width: float) -> None:
+    """elu with alpha = -max has slopes from -max to 1, so that `fall` overflows and 0 * inf is NaN: 1 <= f fails at f(0) = 0."""
+    largest = np.finfo(np.float64).max
+    fields = {"function": "elu", "arguments": (("alpha", -largest),), "slope": None}
+    node = Node("Elementwise", (0,), (1,), "elu", fields)
+    zero, lo = np.zeros(1), np.full(1, -width)
+    with pytest.raises(Rejected, match="below elu"):
+        prove_lines(node, lo, np.full(1, 1.0), Lines((zero, zero + 1.0), (zero, zero + largest)))

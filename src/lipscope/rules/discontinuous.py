@@ -66,7 +66,8 @@ def _evaluate(node: Discontinuous, *inputs: Tensor) -> Tensor:
         case "hardshrink":
             return torch.where(x.abs() > argument["lambd"], x, 0.0)
         case "heaviside":
-            return torch.heaviside(x, _number(argument["at_zero"]))
+            # Its derivative, 0, is not known to torch.
+            return torch.heaviside(x.detach(), _number(argument["at_zero"]))
         case "modulo":
             return torch.remainder(x, argument["divisor"])
     raise InternalError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 
@@ -175,7 +176,7 @@ def enclose_part(part: Part, norm: Norm, effort: Effort) -> Enclosed:
 
 
 def _split_norm(part: Part, split: Split, refined: list[int], norm: Norm, effort: Effort) -> float | None:
-    """The largest norm over all choices; None if time ran out."""
+    """The largest norm over all choices; None if time ran out, or something overflowed."""
     ends = part.ends(split)
     choices = 2 ** sum(map(len, split.values()))
     widest = max(part.nodes[i].size for i in part.inside) * part.nodes[part.end].size
@@ -185,7 +186,10 @@ def _split_norm(part: Part, split: Split, refined: list[int], norm: Norm, effort
             return None
         some = {i: (_rows(low, first, step), _rows(high, first, step)) for i, (low, high) in ends.items()}
         rows = Rows(part, refined, some, min(step, choices - first))
-        worst = max(worst, _norm(rows.matrix, part, norm))
+        found = _norm(rows.matrix, part, norm)
+        if not found < math.inf:  # NaN, which max would drop
+            return None
+        worst = max(worst, found)
     return worst
 
 

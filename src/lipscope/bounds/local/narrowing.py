@@ -135,6 +135,8 @@ class _Walk:
         for i in before:
             self._prepare(i)
         low, high = self.backward.bounds(index, entries)
+        if not bool((low.isfinite() & high.isfinite()).all()):  # coefficients overflowed, though no value does
+            return
         box = self.found.intervals[index]
         ends = []
         for old, new, better in ((box.lower, low, torch.maximum), (box.upper, high, torch.minimum)):
