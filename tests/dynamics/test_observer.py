@@ -206,6 +206,31 @@ def test_a_continued_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_graph")
+def test_the_sums_of_the_identity_go_on_with_the_run(tmp_path: Path) -> None:
+    with seeded():
+        model = mlp()
+    with observed(tmp_path / "a", model, 4) as run:
+        before = run.series("total_change").value[-1]
+        assert run.meta["kept-identity"]["step"] == 4
+    with observed(tmp_path / "a", model, 3) as run:
+        total, change = run.series("total_change"), run.series("change", "", "identity")
+        assert total.step.tolist() == [1, 2, 3, 5, 6, 7]  # step 4 is seen as the second session began with it
+        assert total.value[3:].tolist() == pytest.approx((before + np.cumsum(change.value[3:])).tolist(), abs=1e-12)
+        kept = run.meta["kept-identity"]["totals"]
+        assert kept["observed"] == kept["steps"] == 7
+        product = run.series("log_product", "", "identity").value
+        assert total.value[-1] + run.series("total_outside").value[-1] == pytest.approx(
+            product[-1] - product[0] + change.value[0], abs=1e-9
+        )
+    with observed(tmp_path / "a", model, 1, start_step=9) as run:  # two steps that nobody saw
+        kept = run.meta["kept-identity"]["totals"]
+        assert (kept["observed"], kept["steps"]) == (8, 10)
+    with observed(tmp_path / "a", model, 2, start_step=3) as run:  # back to an earlier checkpoint
+        assert run.meta["kept-identity"]["totals"]["observed"] == 2
+        assert any("begin anew" in e.message for e in run.events() if e.kind == "totals")
+
+
+@pytest.mark.usefixtures("no_graph")
 def test_a_training_that_fails_leaves_a_run_that_says_so(tmp_path: Path) -> None:
     def fails(m: nn.Module, o: torch.optim.Optimizer, x: Tensor, y: Tensor, step: int) -> None:
         plain(m, o, x, y, step)
@@ -447,3 +472,13 @@ def test_the_command_tells_and_exports(
     with pytest.raises(SystemExit) as left:
         main(["runs", str(tmp_path)])
     assert left.value.code == 2 and "found no run.sqlite" in capsys.readouterr().err
+
+
+def test_names_of_the_room_are_there() -> None:
+    import lipscope.dynamics as room
+
+    assert sorted(room.__all__) == sorted(set(room.__all__)) and len(room.__all__) >= 15
+    for name in room.__all__:
+        assert callable(getattr(room, name)), name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = room.nothing

@@ -17,7 +17,7 @@ from lipscope.claims.errors import ModelError, UsageError
 from lipscope.claims.progress import Progress, silent
 from lipscope.claims.quantity import Quantity, Reading
 from lipscope.dynamics.panel import Loss, Panel, Sources, as_data
-from lipscope.dynamics.view import unwrapped
+from lipscope.dynamics.shadow import unwrapped
 
 State = Mapping[str, Any]
 Checkpoint = str | Path | State

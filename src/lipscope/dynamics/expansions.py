@@ -12,10 +12,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lipscope.dynamics.krylov import KrylovForm, NotFoundError, best_form
 from lipscope.dynamics.operator_calculus import GramForm, ThinSVD, crossing_ratio, first_form, second_form, thin_svd
 
 Apply = Callable[[Tensor, Tensor], Tensor]
 """`K(W) x` without bias, linear in both: weights, inputs (B, ..) to outputs (B, ..)."""
+
+
+MANY = 8
+"""One decomposition is cheaper than solves for more directions than this part of the shorter side."""
 
 
 class Expansion(ABC):
@@ -54,6 +59,11 @@ class Expansion(ABC):
     def crossing(self, change: Tensor) -> float:
         """How far a change goes towards another singular vector on top; above .5 the expansion is not valid for it."""
 
+    def norm_after(self, change: Tensor) -> float | None:
+        """The norm at the weights plus a change with a small `crossing`, where that is cheaper than to expand there; else None."""
+        del change
+        return None
+
 
 class PairExpansion(Expansion):
     """A real operator with its top pair as a matrix: dense layers, and operators that are small enough to be unrolled.
@@ -62,10 +72,18 @@ class PairExpansion(Expansion):
         form: the derivatives by images.
     """
 
-    def __init__(self, weight: Tensor, apply: Apply | None = None, shape: tuple[int, ...] = ()) -> None:
-        """Of a matrix, or with `apply` and the input's `shape` of the operator that they unroll to."""
-        self._weight, self._apply, self._shape = weight, apply, shape
-        self.form = GramForm(weight if apply is None else unrolled(apply, weight, shape))
+    def __init__(
+        self,
+        weight: Tensor,
+        apply: Apply | None = None,
+        shape: tuple[int, ...] = (),
+        start: PairExpansion | None = None,
+    ) -> None:
+        """Of a matrix, or with `apply` and the input's `shape` of the operator that they unroll to; `start` is an earlier one."""
+        self._apply, self._shape = apply, shape
+        self._matrix = weight if apply is None else unrolled(apply, weight, shape)
+        near = start.form.short if start is not None and isinstance(start.form, KrylovForm) else None
+        self.form: GramForm | KrylovForm = best_form(self._matrix, near)
         self.norm, self.gap = self.form.norm, self.form.gap
         if apply is None:
             self.direction = torch.outer(self.form.left, self.form.right)
@@ -79,9 +97,39 @@ class PairExpansion(Expansion):
             return torch.cat([change @ form.right, change.mT @ form.left])
         return torch.cat(pair_image(self._apply, change, form.left, form.right, self._shape))
 
+    def first(self, change: Tensor) -> float:
+        """See `Expansion`."""
+        if self._apply is None:
+            return float(self.form.left @ (change @ self.form.right))
+        return super().first(change)
+
     def second(self, images: Tensor) -> Tensor:
         """See `Expansion`."""
-        return self.form.matrix(*self._split(images))
+        try:
+            return self.form.matrix(*self._split(images))
+        except NotFoundError:
+            return GramForm(self._matrix).matrix(*self._split(images))
+
+    def second_each(self, p: Tensor, q: Tensor) -> Tensor:
+        """`H(G_i, G_i)`, (k,), of many changes from `G_i v` (k, m) and `G_i^T u` (k, n)."""
+        form = self.form
+        if isinstance(form, KrylovForm):
+            if MANY * len(p) <= min(self._matrix.shape):
+                try:
+                    return form.second(p, q)
+                except NotFoundError:
+                    pass
+            form = GramForm(self._matrix)  # H does not change when `u` and `v` change their signs
+        return form.second(p, q)
+
+    def norm_after(self, change: Tensor) -> float | None:
+        """See `Expansion`."""
+        if self._apply is not None or not isinstance(self.form, KrylovForm):
+            return None
+        try:
+            return self.form.norm_after(change)
+        except NotFoundError:
+            return None
 
     def crossing(self, change: Tensor) -> float:
         """See `Expansion`."""

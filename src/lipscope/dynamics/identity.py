@@ -76,13 +76,23 @@ class Update:
     flow: Tensor | None = None
 
 
+def moves(change: Tensor) -> bool:
+    """Whether any entry is not 0; the norm tells nearly always, and is cheaper."""
+    return float(change.norm()) != 0 or bool(change.any())
+
+
+def finite(values: Tensor) -> bool:
+    """Whether all entries are; if their sum is, they are."""
+    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
+
+
 def explain(expansion: Expansion, update: Update) -> tuple[dict[str, float], float]:
     """The terms of one layer's step at once, without the number of calls, and the `q_ratio` of its update.
 
     Without derivatives (a norm that is zero or not simple, weights that are not finite) all terms are nan.
     """
     names = UPDATE_TERMS if update.flow is None else SPLIT_TERMS
-    if not bool(update.delta.any()):
+    if not moves(update.delta):
         return dict.fromkeys(names, 0.0), 0.0
     if not (expansion.simple and math.isfinite(expansion.norm)):
         return dict.fromkeys(names, math.nan), math.inf
@@ -92,20 +102,19 @@ def explain(expansion: Expansion, update: Update) -> tuple[dict[str, float], flo
 
 def _split_terms(expansion: Expansion, update: Update, flow: Tensor) -> dict[str, float]:
     sigma, delta = expansion.norm, update.delta
-    noise = update.parts.get("gradient", delta) - flow
-    rest = delta - flow - noise
-    images = torch.stack([expansion.image(g) for g in (flow, noise, rest)])
-    h = expansion.second(images)
-    first = expansion.first(delta) / sigma
+    gradient = update.parts.get("gradient", delta)
+    whole, drawn, mean = (expansion.image(g) for g in (delta, gradient, flow))
+    h = expansion.second(torch.stack([mean, drawn - mean, whole - drawn]))  # flow, noise, and what neither explains
+    first, of_gradient, of_flow = (expansion.first(g) / sigma for g in (delta, gradient, flow))
     within = float(h[:2, :2].sum())
     return {
-        "flow": expansion.first(flow) / sigma,
-        "noise": expansion.first(noise) / sigma,
+        "flow": of_flow,
+        "noise": of_gradient - of_flow,
         "noise_curvature": float(h[1, 1]) / (2 * sigma),
         "flow_curvature": float(h[0, 0]) / (2 * sigma),
         "cross": float(h[0, 1]) / sigma,
         "log_correction": -(first**2) / 2,
-        "remainder": expansion.first(rest) / sigma + (float(h.sum()) - within) / (2 * sigma),
+        "remainder": first - of_gradient + (float(h.sum()) - within) / (2 * sigma),
     }
 
 
@@ -146,7 +155,7 @@ def layer_terms(
     """
     terms, ratio = explain(expansion, update)
     terms = {name: calls * value for name, value in terms.items()}
-    change = calls * log_change(expansion.norm, after) if bool(update.delta.any()) else 0.0
+    change = calls * log_change(expansion.norm, after) if moves(update.delta) else 0.0
     notes = [n for n in (note, expansion.note) if n]
     if ratio > CROSSING:
         notes.append("the update reaches another singular vector: the terms are not valid at this step")

@@ -18,7 +18,8 @@ from lipscope.dynamics.budget import preset as find_preset
 from lipscope.dynamics.panel import FIXED, Loss, Panel, Rows, Sources, as_data
 from lipscope.dynamics.quantities.identity_terms import IdentityTerms
 from lipscope.dynamics.quantities.scene import StepWatch
-from lipscope.dynamics.view import is_compiled, isolated, unwrapped
+from lipscope.dynamics.shadow import unwrapped
+from lipscope.dynamics.view import is_compiled, isolated
 
 if TYPE_CHECKING:
     from lipscope.dynamics.track import IdentityTracker
@@ -112,6 +113,7 @@ class Observer:
         last = self.panel.recorder.last_step
         self.step = start_step if start_step is not None else (last or 0)
         self.panel.step = self.step
+        self.panel.resume(self.step)
         self.panel.tell("started" if last is None else "resumed", f"at step {self.step}")
         if is_compiled(model):
             self.panel.tell(
@@ -197,6 +199,9 @@ class Observer:
             groups = [a.name for a in self._controller.accounts if a.name not in FIXED and a.last < self.step]
             rows = [row for group in groups for row in self._read(group)]
             rows += self._own_readings()
+            for tracker in self.panel.trackers:
+                for _ in range(self._skipped):
+                    tracker.skip_step()
             rows.append(("observer", Reading("finish_seconds", self._clock() - began, "measured")))
             self._safely(lambda: self.panel.record(self.step, rows))
         self._safely(lambda: self.panel.close("failed" if failed else "finished"))

@@ -103,8 +103,8 @@ class Dense(Operator):
         return F.linear(x, weight)
 
     def expand(self, snapshot: Snapshot, start: Expansion | None = None, towards: Tensor | None = None) -> Expansion:
-        """By the smaller Gram matrix."""
-        return PairExpansion(snapshot[0])
+        """By the smaller Gram matrix, or a Krylov space of it."""
+        return PairExpansion(snapshot[0], start=start if isinstance(start, PairExpansion) else None)
 
 
 class Convolution(Operator):

@@ -19,6 +19,7 @@ from lipscope.claims.quantity import Moment, Quantity, Reading
 from lipscope.dynamics.alerts import Watchman
 from lipscope.dynamics.layers import watched_layers
 from lipscope.dynamics.quantities import TABLE, Parts, make_quantities
+from lipscope.dynamics.quantities.identity_terms import IdentityTerms
 from lipscope.dynamics.quantities.scene import Scene, Subject, Watch
 from lipscope.dynamics.recorder import Entry, Recorder, warn_user
 from lipscope.dynamics.view import View, check_probe, isolated
@@ -120,6 +121,7 @@ class Panel:
         labelled = targets is not None and not targets.is_floating_point()
         self._watchman = Watchman(classes - 1 if classes and labelled else None, budget)
         self.step = 0
+        self._recorded: list[dict[str, Any]] = []
         self.recorder = Recorder(run, {"model": self._model()}, _session(settings, inputs, self._scale))
         for note in notes:
             self.tell("layers", note)
@@ -182,7 +184,7 @@ class Panel:
         """Commit the readings of a step, with the alerts that they give, and hand them to the writers."""
         self.step = step
         alerts = self._watchman.look(step, rows, seconds)
-        self.recorder.record(Entry(step, time.time(), rows, [alert.row() for alert in alerts]))
+        self.recorder.record(Entry(step, time.time(), rows, [alert.row() for alert in alerts], self._totals(step)))
         for writer in self._sources.writers:
             if f"writer {id(writer)}" not in self._said:
                 try:
@@ -191,6 +193,32 @@ class Panel:
                     self.trouble(
                         f"writer {id(writer)}", f"{type(writer).__name__} failed and is left out: {_words(error)}"
                     )
+
+    def _totals(self, step: int) -> dict[str, Any]:
+        """The sums of the identity, where they have changed since they were recorded."""
+        states = [tracker.state_dict() for tracker in self.trackers]
+        if not states or states == self._recorded:
+            return {}
+        self._recorded = states
+        return {"identity": {"step": step, "totals": states[0]}}
+
+    def resume(self, step: int) -> None:
+        """Go on from the sums of an earlier session, whose steps that nobody saw count as steps; not if it was further."""
+        kept = self.recorder.kept.get("identity")
+        if not self.trackers or kept is None:
+            return
+        if kept["step"] > step:
+            self.tell("totals", f"the sums of the identity begin anew: they were those of step {kept['step']}")
+            return
+        (tracker,) = self.trackers
+        tracker.load_state_dict(kept["totals"])
+        for _ in range(step - kept["step"]):
+            tracker.skip_step()
+
+    @property
+    def trackers(self) -> list[IdentityTracker]:
+        """That of the identity, or none."""
+        return [watch.tracker for watch in self.groups.get("identity", []) if isinstance(watch, IdentityTerms)]
 
     def tell(self, kind: str, message: str) -> None:
         """Record something that happened."""

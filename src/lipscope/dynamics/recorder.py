@@ -10,7 +10,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -69,12 +69,14 @@ class Entry:
         time: seconds since 1970.
         readings: each with the name of its quantity.
         alerts: kind, severity, layer, message and value of each.
+        kept: JSON values by key, of which the store has the last one: what a run goes on from.
     """
 
     step: int
     time: float
     readings: Sequence[tuple[str, Reading]]
     alerts: Sequence[tuple[str, str, str, str, float | None]] = ()
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
 
 def network_disk(folder: Path, mounts: str | None = None) -> str | None:
@@ -127,6 +129,7 @@ class Recorder:
     ) -> None:
         self.folder = Path(folder)
         self.last_step: int | None = None
+        self.kept: dict[str, Any] = {}
         self.journal = ""
         self.session = 0
         self._warn = warn or warn_user
@@ -280,6 +283,8 @@ class Recorder:
         last = "SELECT step FROM moments ORDER BY id DESC LIMIT 1"
         row = connection.execute(last).fetchone()
         self.last_step = None if row is None else int(row[0])
+        for key, value in connection.execute("SELECT key, value FROM meta WHERE key LIKE 'kept-%'"):
+            self.kept[key.removeprefix("kept-")] = json.loads(value)
         for i, *series in connection.execute("SELECT id, quantity, name, layer FROM series"):
             self._series[(series[0], series[1], series[2])] = i
         for i, *label in connection.execute("SELECT id, certainty, samples, note FROM labels"):
@@ -327,6 +332,8 @@ class Recorder:
             "INSERT INTO alerts (moment, kind, severity, layer, message, value) VALUES (?, ?, ?, ?, ?, ?)",
             [(moment, *alert) for alert in entry.alerts],
         )
+        states = [(f"kept-{key}", json.dumps(value)) for key, value in entry.kept.items()]
+        connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", states)
 
     def _series_id(self, quantity: str, reading: Reading) -> int:
         key = (quantity, reading.name, reading.layer)

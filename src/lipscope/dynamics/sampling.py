@@ -218,7 +218,7 @@ class _Hooks:
             return replace(mean, first=nan, curvature=nan, note=note)
         images = self._images[index]
         if images is not None and isinstance(one.expansion, PairExpansion):
-            curvature = one.expansion.form.second(scale * images[0], scale * images[1])
+            curvature = one.expansion.second_each(scale * images[0], scale * images[1])
         elif isinstance(one.expansion, ScaleExpansion):
             curvature = torch.zeros_like(first)
         else:

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from lipscope.claims.errors import ModelError
 
-_HOOKS = (
+HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs",
     "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called", "_non_full_backward_hooks",
 )  # fmt: skip
@@ -48,7 +48,7 @@ def shadow(model: nn.Module) -> nn.Module:
                 "weight_norm or spectral_norm use torch.nn.utils.parametrizations instead"
             ) from error
     for module in twin.modules():
-        for hooks in _HOOKS:
+        for hooks in HOOKS:
             getattr(module, hooks, {}).clear()
     return twin
 

@@ -16,7 +16,17 @@ from lipscope.claims.errors import UsageError
 from lipscope.claims.quantity import Reading
 from lipscope.dynamics.expansions import Expansion
 from lipscope.dynamics.factors import Factor, list_factors
-from lipscope.dynamics.identity import LayerTerms, StepTerms, Totals, Update, layer_terms, sum_layers
+from lipscope.dynamics.identity import (
+    CROSSING,
+    LayerTerms,
+    StepTerms,
+    Totals,
+    Update,
+    finite,
+    layer_terms,
+    moves,
+    sum_layers,
+)
 from lipscope.dynamics.operators import Operator, Snapshot
 from lipscope.dynamics.shadow import as_inputs, call, shadow, untouched, unwrapped
 from lipscope.dynamics.updates import Before, before, parts
@@ -92,11 +102,12 @@ class IdentityTracker:
         self._starts = {}
         for factor, operator in self._followed:
             parameter = operator.parameter
-            update = None if parameter is None else before(self._optimizer, parameter)
+            snapshot = operator.snapshot()
+            update = None if parameter is None else before(self._optimizer, parameter, snapshot[0])
             flow = None
             if parameter is not None and update is not None and update.plain and id(parameter) in flows:
                 flow = -update.rate * flows[id(parameter)]
-            self._starts[factor.name] = _Start(operator.snapshot(), update, flow)
+            self._starts[factor.name] = _Start(snapshot, update, flow)
 
     def after_step(self) -> StepTerms:
         """The terms of the step that was made since `before_step`.
@@ -127,13 +138,12 @@ class IdentityTracker:
         self.totals.steps += 1
 
     def _layer(self, factor: Factor, operator: Operator, start: _Start) -> LayerTerms:
-        weight = operator.weight().to("cpu", torch.float64)
+        weight = operator.weight().to("cpu", torch.float64, copy=True)
         delta = weight - start.snapshot[0]
-        stop = (weight.clone(), *start.snapshot[1:])  # statistics as before the step: what moves them is not the step
+        stop = (weight, *start.snapshot[1:])  # statistics as before the step: what moves them is not the step
         try:
             expansion = self._expansion(factor.name, operator, start.snapshot, delta)
-            changed = bool(delta.any())
-            after = self._expansion(factor.name, operator, stop, None) if changed else expansion
+            norm_after = self._norm_after(factor.name, operator, expansion, stop, delta)
         except (RuntimeError, ValueError) as error:
             return _undefined(factor, str(error).splitlines()[0])
         parameter = operator.parameter
@@ -142,12 +152,19 @@ class IdentityTracker:
         if start.update is not None and start.update.gradient is None:
             note = "no gradient at this step"
         return layer_terms(
-            factor.name, factor.kind, factor.calls, expansion, after.norm, Update(delta, pieces, start.flow), note
+            factor.name, factor.kind, factor.calls, expansion, norm_after, Update(delta, pieces, start.flow), note
         )
+
+    def _norm_after(self, name: str, operator: Operator, expansion: Expansion, stop: Snapshot, delta: Tensor) -> float:
+        if not moves(delta):
+            return expansion.norm
+        near = expansion.simple and finite(delta) and expansion.crossing(delta) < CROSSING
+        norm = expansion.norm_after(delta) if near else None
+        return self._expansion(name, operator, stop, None).norm if norm is None else norm
 
     def _expansion(self, name: str, operator: Operator, snapshot: Snapshot, towards: Tensor | None) -> Expansion:
         """Around a snapshot; the last one is kept, since most steps start where the one before ended."""
-        if not all(bool(torch.isfinite(part).all()) for part in snapshot):
+        if not all(finite(part) for part in snapshot):
             raise ValueError("the weights are not finite")
         kept = self._known.get(name)
         same = kept is not None and all(torch.equal(a, b) for a, b in zip(kept[0], snapshot, strict=True))
@@ -221,17 +238,21 @@ class IdentityTracker:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """The totals, as plain numbers, to go on from later."""
-        return dataclasses.asdict(self.totals)
+        """The totals and the last log product, as plain numbers, to go on from later."""
+        known = self._last is not None and math.isfinite(self._last)
+        return {**dataclasses.asdict(self.totals), "last": self._last if known else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from earlier totals.
+        """Go on from earlier totals; what changed since counts as outside of the observed steps.
 
         Raises:
             UsageError: it is not what `state_dict` gave.
         """
         try:
-            self.totals = Totals(**{**state, "terms": dict(state["terms"])})
+            totals = {key: value for key, value in state.items() if key != "last"}
+            self.totals = Totals(**{**totals, "terms": dict(state["terms"])})
+            if state.get("last") is not None:
+                self._last = float(state["last"])
         except (TypeError, KeyError, ValueError) as error:
             raise UsageError(f"expected the state of an IdentityTracker, got something else: {error}") from error
 

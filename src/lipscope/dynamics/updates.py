@@ -46,13 +46,20 @@ class Before:
         return self.kind is SGD and not any(self.settings.get(name) for name in extras)
 
 
-def before(optimizer: Optimizer, parameter: nn.Parameter) -> Before | None:
-    """What the next step of a parameter starts from; None if the optimizer does not hold it."""
+def before(optimizer: Optimizer, parameter: nn.Parameter, weight: Tensor | None = None) -> Before | None:
+    """What the next step of a parameter starts from; None if the optimizer does not hold it.
+
+    Args:
+        optimizer: of the training.
+        parameter: whose step it is.
+        weight: a copy of the parameter in float64 where there is one already; it is kept.
+    """
     for group in optimizer.param_groups:
         if any(p is parameter for p in group["params"]):
             settings = {key: _number(value) for key, value in group.items() if key != "params"}
             gradient = None if parameter.grad is None else _double(parameter.grad)
-            return Before(type(optimizer), settings, _double(parameter), gradient, _tensors(optimizer, parameter))
+            copied = _double(parameter) if weight is None else weight
+            return Before(type(optimizer), settings, copied, gradient, _tensors(optimizer, parameter))
     return None
 
 

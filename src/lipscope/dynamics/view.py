@@ -17,24 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lipscope.claims.errors import ModelError, UsageError
+from lipscope.dynamics.shadow import HOOKS, unwrapped
 from lipscope.network.load.torch_module import double_copy
-
-_HOOKS = (
-    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
-)  # fmt: skip
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module behind `torch.compile` and data parallelism."""
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            inner = model.module if isinstance(model, parallel) else None
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -132,7 +116,7 @@ def _skeleton(live: nn.Module) -> nn.Module:
             "copy.deepcopy can copy"
         ) from error
     for layer in twin.modules():
-        for kind in _HOOKS:
+        for kind in HOOKS:
             hooks = layer.__dict__.get(kind)
             if hooks:
                 for key in [k for k, hook in hooks.items() if not _computes_weights(hook)]:
