@@ -34,6 +34,7 @@ def command(
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()
     except OSError as error:
         raise ResourceError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
     stderr().print(
