@@ -289,9 +289,7 @@ def _candidates(result: Field) -> tuple[Candidate, ...]:
     return tuple(found)
 
 
-def _steps(
-    proof: Field, nodes: tuple[NetworkNode, ...], verdict: Verdict, offset: int = 0
-) -> tuple[Step, ...]:
+def _steps(proof: Field, nodes: tuple[NetworkNode, ...], verdict: Verdict, offset: int = 0) -> tuple[Step, ...]:
     """The steps of the proof, joined with what the checker made of each, if its verdict belongs to the bundle."""
     stored = proof.get("steps")
     found = []
