@@ -16,9 +16,12 @@ from lipscope.bounds.quadratic.method import Eclipse, EclipseFast, LipSDP
 from lipscope.claims.errors import UsageError
 
 METHODS: tuple[Method, ...] = (
-    Product(), Absolute(), EclipseFast(), LocalJacobian(), Eclipse(), LipSDP(), BranchAndBound(),
+    Product(), Absolute(), EclipseFast(), LocalJacobian(), LipSDP(), Eclipse(), BranchAndBound(),
 )  # fmt: skip
-"""Every method, cheapest first."""
+"""Every method, in the order of `auto`: cheapest first, and what is only a substitute after what it stands in for."""
+
+SUBSTITUTES = {"eclipse": "lipsdp"}
+"""Methods that `auto` leaves out once another has a bound: its multipliers are the best of all."""
 
 
 def methods(name: str) -> tuple[Method, ...]:
@@ -39,11 +42,17 @@ def methods(name: str) -> tuple[Method, ...]:
 def candidates(problem: Problem, effort: Effort, name: str = "auto") -> Iterator[Candidate]:
     """What each method comes to, one after the other; none is begun after the deadline once there is a bound."""
     known = inf
+    bounded: set[str] = set()
     for method in methods(name):
         if known < inf and effort.expired:
             yield Candidate(method.name, None, 0.0, note="not begun: the budget was spent")
             continue
+        if name == "auto" and SUBSTITUTES.get(method.name) in bounded:
+            note = f"not begun: {SUBSTITUTES[method.name]} has the best multipliers of all"
+            yield Candidate(method.name, None, 0.0, note=note)
+            continue
         candidate = method.run(problem, replace(effort, known=known))
+        bounded |= {method.name} if candidate.value is not None else set()
         known = known if candidate.value is None else min(known, candidate.value)
         yield candidate
         if candidate.interrupted:
