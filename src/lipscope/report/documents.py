@@ -170,19 +170,20 @@ def read_bundle(folder: Path) -> Bundle:
         raise UsageError(
             f"expected a bundle at {folder}, there is no such folder; make one with lipscope bound MODEL -o BUNDLE"
         )
-    index = _read(folder, "bundle.json")
+    index = read_document(folder, "bundle.json")
     schema = index["schema"].text()
     if schema != "lipscope-bundle/1":
         raise UsageError(
             f"expected schema lipscope-bundle/1 in {folder / 'bundle.json'}, got {schema!r}; use a lipscope that knows it"
         )
-    documents = {name: _read(folder, name) for name in DOCUMENTS}
-    verdict = _read(folder, "verdict.json") if (folder / "verdict.json").exists() else None
+    documents = {name: read_document(folder, name) for name in DOCUMENTS}
+    verdict = read_document(folder, "verdict.json") if (folder / "verdict.json").exists() else None
     faults = [*_file_faults(folder, index["files"]), *_model_faults(documents)]
     return Bundle(folder, documents, verdict, _sha256(folder / "bundle.json"), tuple(faults))
 
 
-def _read(folder: Path, name: str) -> Field:
+def read_document(folder: Path, name: str) -> Field:
+    """A JSON object in a folder. Raises UsageError if it cannot be read or is something else."""
     try:
         content = (folder / name).read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:

@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 from lipscope.report import numbers, run_charts, spectrum_charts, words
 from lipscope.report.charts import Figure, interval_chart, layer_chart
 from lipscope.report.facts import Facts
+from lipscope.report.pairs import PairsFacts
 from lipscope.report.runs import RunFacts
 from lipscope.report.spectra import SpectrumFacts
 
@@ -40,6 +41,7 @@ def render(
     token: str = "",
     parts: bool = False,
     spectra: Sequence[SpectrumFacts] = (),
+    differences: Sequence[PairsFacts] = (),
 ) -> str:
     """One HTML document about bundles, runs and spectra, in the given order.
 
@@ -49,6 +51,7 @@ def render(
         token: of the state that is shown; with one the page asks its server for news.
         parts: leave out scripts and style: news for a page that has them.
         spectra: of `lipscope spectrum`.
+        differences: of `lipscope bound --output pairs`; the bundles about all outputs are among `bundles`.
     """
     names = ["charts.js", *(["live.js"] if token else [])]
     scripts = [] if parts else [_newlines(script) for script in (get_plotlyjs(), *map(_asset, names))]
@@ -59,6 +62,7 @@ def render(
             bundles=bundles,
             runs=runs,
             spectra=spectra,
+            differences=differences,
             alone_on_page=len(bundles) + len(runs) + len(spectra) == 1,
             token=token,
             lead=BOUNDS if bundles else SPECTRA if spectra else TRAINING,

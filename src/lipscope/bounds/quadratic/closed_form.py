@@ -13,6 +13,10 @@ L' is 1/g, at `L' = c/(r g)`: the bound is never above the product of norms, wha
 
 *The best.* ECLipsE's stage problem maximises s with `M_i >= s W_{i+1}^T W_{i+1}`: that is the inequality of the network `W_{i+1} phi(H .)` with
 one hidden layer and `s = 1/rho`, which the interior-point method solves.
+
+A stage's best multipliers are not unique: where r eigenvalues of M vanish at the optimum, `r(r + 1)/2` equations bind `n + 1` numbers, and r is
+small. What the later layers are left with depends on which are taken. Points inside, with s below its maximum but M well away from
+the boundary, leave them more: so all stages but the last stop early.
 """
 
 from __future__ import annotations
@@ -25,8 +29,8 @@ from scipy.linalg import LinAlgError, cholesky, solve_triangular
 from lipscope.bounds.quadratic.newton import minimise
 from lipscope.bounds.quadratic.stacked import Layer, Matrix, Stacked, Vector
 
-STAGE_TOLERANCE = 1e-6
-"""Of a stage's s. The stages are greedy, more digits gain nothing."""
+ROOM, LAST = 0.5, 1e-6
+"""The relative gap of s at which a stage stops: all but the last, and the last, whose s is the bound."""
 
 Stage = Callable[[Layer, Matrix, Matrix], Vector | None]
 """Multipliers L' of a layer from its H and the weights after it."""
@@ -46,11 +50,12 @@ def eclipse_fast(network: Stacked) -> Vector | None:
 
 
 def eclipse(network: Stacked, deadline: float = float("inf")) -> Vector | None:
-    """The multipliers of ECLipsE, each stage solved to its optimum; None where they do not exist, as `eclipse_fast`.
+    """The multipliers of ECLipsE with stages that stop inside, the last one at its optimum; None where they do not exist, as `eclipse_fast`.
 
     Stages after the deadline (`time.monotonic()`) are stopped at what they have.
     """
-    return _forward(network, lambda layer, h, after: _best(layer, h, after, deadline))
+    last = network.layers[-1] if network.layers else None
+    return _forward(network, lambda layer, h, after: _best(layer, h, after, LAST if layer is last else ROOM, deadline))
 
 
 def _forward(network: Stacked, stage: Stage) -> Vector | None:
@@ -99,7 +104,7 @@ def _closed_form(layer: Layer, h: Matrix, after: Matrix) -> Vector | None:
     return values if g > 0 and np.isfinite(values).all() else None
 
 
-def _best(layer: Layer, h: Matrix, after: Matrix, deadline: float) -> Vector | None:
+def _best(layer: Layer, h: Matrix, after: Matrix, tolerance: float, deadline: float) -> Vector | None:
     start = _closed_form(layer, h, after)
     root = None if start is None else _root(layer, h, start * (1 - 1e-3))
     if start is None or root is None:
@@ -108,7 +113,7 @@ def _best(layer: Layer, h: Matrix, after: Matrix, deadline: float) -> Vector | N
     rho = float(np.linalg.norm(solve_triangular(root, after.T, lower=True), 2)) ** 2 * 1.01
     stage = Stacked(h.shape[1], (Layer({0: h}, layer.lower, layer.upper, layer.group),), {1: after})
     try:
-        optimum = minimise(stage, rho, start * rho / 2, tolerance=STAGE_TOLERANCE, deadline=deadline)[-1]
+        optimum = minimise(stage, rho, start * rho / 2, tolerance=tolerance, deadline=deadline)[-1]
     except (LinAlgError, ValueError):
         return start
     return optimum.values * 2 / optimum.rho

@@ -12,9 +12,9 @@ from lipscope.bounds.method import Candidate, Effort, LayerRow, Method, Proof, S
 from lipscope.bounds.problem import Problem
 from lipscope.bounds.product import composed
 from lipscope.bounds.quadratic.certify import proved_constant
+from lipscope.bounds.quadratic.chain_newton import climb
 from lipscope.bounds.quadratic.closed_form import chain_weights, eclipse, eclipse_fast
 from lipscope.bounds.quadratic.elimination import Infeasible, norm_start, repaired, smallest_rho
-from lipscope.bounds.quadratic.first_order import descend
 from lipscope.bounds.quadratic.forms import OutOfRange, Piece, piece
 from lipscope.bounds.quadratic.newton import Optimum, minimise
 from lipscope.bounds.quadratic.stacked import Stacked, Vector
@@ -195,7 +195,7 @@ class Eclipse(Quadratic):
 class LipSDP(Quadratic):
     """LipSDP-Neuron (arXiv 1906.04893): the best multipliers, one a unit.
 
-    By the interior-point method where its matrices fit and are not too large, otherwise by a first-order method, for chains of layers.
+    By the interior-point method where its matrices fit and are not too large, otherwise by truncated Newton steps, for chains of layers.
     """
 
     name = "lipsdp"
@@ -206,7 +206,7 @@ class LipSDP(Quadratic):
         rho, values = _start(small)
         fits = _interior_bytes(small) <= affordable(effort.memory)
         if chain_weights(small) is not None and not (fits and small.dimension <= CHAIN_LIMIT):
-            return [Offer(values), *_by_descent(small, values, effort.deadline)]
+            return [Offer(values), *_by_chain(small, effort.deadline)]
         if not fits:
             return [Offer(values, "too large for the best multipliers, and no chain of layers: the closed form")]
         path = minimise(small, 1.05 * rho, values, tolerance=1e-8, deadline=effort.deadline)
@@ -214,16 +214,19 @@ class LipSDP(Quadratic):
 
 
 CHAIN_LIMIT = 2500
-"""Above this size an iteration of the interior-point method takes longer than many of the first-order method."""
+"""Above this size an iteration of the interior-point method takes longer than many truncated Newton steps."""
 
 
-def _by_descent(network: Stacked, start: Vector, deadline: float) -> list[Offer]:
-    """What the first-order method comes to from the stages' multipliers, or from `start` where there are none."""
+def _by_chain(network: Stacked, deadline: float) -> list[Offer]:
+    """The stages' multipliers, and what truncated Newton steps come to from the norms'.
+
+    From the stages', which prove more but lie near the boundary, the steps take longer to the optimum.
+    """
     now = time.monotonic()
-    rho, values = _feasible(network, eclipse(network, now + (deadline - now) / 2))
-    begin = values if rho < np.inf else start
-    note = "by a first-order method, which knows no gap to the best multipliers"
-    return [Offer(begin), *(Offer(v, note) for v in descend(network, begin, deadline))]
+    stages = _feasible(network, eclipse(network, now + (deadline - now) / 2))
+    begin = norm_start(network)
+    path = climb(network, 1.05 * smallest_rho(network, begin), begin, deadline)
+    return [*([Offer(stages[1])] if stages[0] < np.inf else []), *(Offer(o.values, _gap(o)) for o in path[-4:])]
 
 
 def _interior_bytes(network: Stacked) -> int:
@@ -232,5 +235,5 @@ def _interior_bytes(network: Stacked) -> int:
 
 def _gap(optimum: Optimum) -> str:
     if optimum.gap > 1:
-        return "the interior-point method was stopped early"
+        return "the search for the best multipliers was stopped early"
     return f"within about {optimum.gap / 2:.0e} of the best multipliers"
