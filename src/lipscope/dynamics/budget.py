@@ -25,7 +25,7 @@ GROWTH = 0.3
 SAFETY = 0.9
 """The share of the budget that is spent: a reading may cost more than the one before it."""
 
-ADVANCE = 1.0
+ADVANCE = 0.1
 """Seconds of training that are taken as paid when the run begins, so that the first steps are seen."""
 
 PAUSE = 10.0
