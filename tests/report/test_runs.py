@@ -52,6 +52,7 @@ def test_facts(tmp_path: Path) -> None:
     assert facts.latest("lower") == 2 + 1.95
     assert facts.growth == pytest.approx(3.95 / 2)
     assert facts.latest("upper") == pytest.approx(2 * (2 + 1.9))
+    assert facts.proved_at == 190, "the bound is about the weights of that step, not of the last one"
     assert [row.name for row in facts.layers] == list(LAYERS)
     assert facts.layers[1].growth == pytest.approx(1.39)
     assert facts.closure == pytest.approx(1e-5 / 0.016)
@@ -65,6 +66,8 @@ def test_the_page_holds_the_charts_and_escapes_names(tmp_path: Path) -> None:
     drawn = figures(page)
     kinds = {"sandwich", "heat", "forces", "spectra", "ranks", "task", "overhead"}
     assert set(drawn) == {"runs-c-comparison", *(f"{r}-c-{k}" for r in ("r1", "r2") for k in kinds)}
+    assert "proved upper bound, of the weights at step 190" in page
+    assert "≤ L ≤" not in page, "what was measured is no proved lower end"
     assert "Tiny<script>" not in page
     assert "<b>head" not in page
     assert "connect-src 'none'" in html.unescape(page)

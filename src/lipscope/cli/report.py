@@ -13,7 +13,10 @@ from lipscope.cli.console import stderr
 def command(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="BUNDLE|RUN...", help="What `lipscope bound -o` or the training observer wrote."),
+        typer.Argument(
+            metavar="BUNDLE|RUN...",
+            help="What `lipscope bound -o`, `lipscope spectrum -o` or the training observer wrote.",
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The page to write.")] = Path("report.html"),
 ) -> None:

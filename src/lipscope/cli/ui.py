@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lipscope.claims.errors import ResourceError, UsageError
+from lipscope.claims.errors import UsageError
 from lipscope.cli.console import stderr
 
 
@@ -36,7 +36,7 @@ def command(
         listener.bind((host, port))
         listener.listen()
     except OSError as error:
-        raise ResourceError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
     stderr().print(
         f"live    http://{host}:{listener.getsockname()[1]}/   (Ctrl-C ends it)", markup=False, soft_wrap=True
     )

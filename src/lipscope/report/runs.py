@@ -120,6 +120,13 @@ class RunFacts:
         return last / first if first and last else None
 
     @property
+    def proved_at(self) -> int | None:
+        """The step whose weights the last finite upper bound is about: it says nothing of later ones."""
+        steps, values = self.values("upper")
+        proved = steps[np.isfinite(values)]
+        return int(proved[-1]) if proved.size else None
+
+    @property
     def missing_upper(self) -> str:
         """Why the last upper bound is missing, in words; empty if there is one, or none was asked for."""
         _, values = self.values("upper")
