@@ -204,7 +204,7 @@ def _bound(
         result,
         agreement=agreement,
         dtype="float64" if isinstance(model, Graph) else model.dtype,
-        warnings=(*(() if isinstance(model, Graph) else model.warnings), *_hurry(result)),
+        warnings=(*(() if isinstance(model, Graph) else model.warnings), *_remarks(result)),
         seconds=time.monotonic() - began,
         cpu_seconds=time.process_time() - cpu,
     )
@@ -234,14 +234,18 @@ def check(folder: str | Path, progress: Progress = silent) -> lipcheck.Verdict:
         raise UsageError(str(error)) from None
 
 
-def _hurry(result: Result) -> tuple[str, ...]:
-    """What a user should know about a search that ran out of time."""
-    late = result.candidate is not None and "stopped early" in result.candidate.note
-    return (
-        ("the budget ran out before the best norms were found: a larger --budget gives a smaller bound",)
-        if late
-        else ()
-    )
+def _remarks(result: Result) -> tuple[str, ...]:
+    """What a user should know about work that was left out."""
+    found: list[str] = []
+    if result.candidate is not None and "stopped early" in result.candidate.note:
+        found.append("the budget ran out before the best norms were found: a larger --budget gives a smaller bound")
+    narrowing = result.problem.narrowing
+    if narrowing is not None and narrowing.left:
+        found.append(
+            f"{len(narrowing.left)} layers keep interval bounds, because linear ones would take too long; a smaller region "
+            "or a part of the model gets tighter ones"
+        )
+    return tuple(found)
 
 
 def _search(problem: Problem, method: str, effort: Effort, budget: float) -> Result:

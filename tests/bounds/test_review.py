@@ -127,3 +127,20 @@ def test_a_heaviside_function_in_a_continuous_network_is_no_jump(region: str) ->
     assert result.upper.status == "no-bound"
     assert result.verdict is not None
     assert result.verdict["accepted"]
+
+
+def test_layers_that_were_not_narrowed_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lipscope.bounds.local import narrowing
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
+    )
+    graph = lipscope.load(model.eval(), (4,)).graph
+    told = lipscope.bound(graph, "linf", "box:-1,1", method="product", budget=1, check=False)
+    assert not any("interval bounds" in text for text in told.warnings)
+    from lipscope.bounds import problem
+
+    monkeypatch.setattr(problem, "narrow", lambda graph, region, norm: narrowing.narrow(graph, region, norm, most=1))
+    told = lipscope.bound(graph, "linf", "box:-1,1", method="product", budget=1, check=False)
+    assert any("interval bounds" in text for text in told.warnings), told.warnings
