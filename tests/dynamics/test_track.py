@@ -369,3 +369,33 @@ def test_statistics_that_move_within_a_step_are_no_part_of_it() -> None:
     tracker.before_step()
     optimizer.step()
     assert tracker.after_step().outside != 0
+
+
+def test_a_rehearsal_computes_what_a_step_does_and_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cost that it shows is a real one: every layer is expanded, twice in a row; sums and weights stay as they were."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tracker = IdentityTracker(model, optimizer, probe=torch.randn(4, 6))
+    model(torch.randn(4, 6)).square().mean().backward()
+    tracker.before_step()
+    optimizer.step()
+    tracker.after_step()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    before = tracker.state_dict()
+    expanded: list[str] = []
+    layer = tracker._layer
+    monkeypatch.setattr(tracker, "_layer", lambda factor, *rest: expanded.append(factor.name) or layer(factor, *rest))
+    kinds = [type(operator) for _, operator in tracker._followed]
+    calls = []
+    for kind in set(kinds):
+        expand = kind.expand
+        monkeypatch.setattr(kind, "expand", lambda self, *a, expand=expand: calls.append(1) or expand(self, *a))
+    tracker.rehearse()
+    first = len(calls)
+    tracker.rehearse()
+    assert first >= 2, "both layers were expanded anew"
+    assert len(calls) - first >= 2, "and again: a rehearsal is never answered from memory"
+    assert expanded == ["0", "2", "0", "2"]
+    assert tracker.state_dict() == before
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())

@@ -178,13 +178,12 @@ class Observer:
 
     def _rehearse(self, group: str) -> None:
         """Look at a step in which nothing happens: the first time is slow, and a cost is known before the first step."""
-        watches = self.panel.groups.get(group, [])
-        trackers = [w.tracker for w in watches if isinstance(w, IdentityTerms)]
-        states = [tracker.state_dict() for tracker in trackers]
-        self._before(group, closure=False)
-        self.panel.read([group], self.step)
-        for tracker, state in zip(trackers, states, strict=True):
-            tracker.load_state_dict(state)
+        trackers = [w.tracker for w in self.panel.groups.get(group, []) if isinstance(w, IdentityTerms)]
+        for tracker in trackers:
+            tracker.rehearse()
+        if not trackers:
+            self._before(group, closure=False)
+            self.panel.read([group], self.step)
 
     def detach(self, failed: bool = False) -> None:
         """Stop watching: after the last step everything is read once more, and the session is closed."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ from lipscope.dynamics.shadow import as_inputs, call, shadow, untouched, unwrapp
 from lipscope.dynamics.updates import Before, before, parts
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+REHEARSED = 1e-3
+"""How far beside the present weights a rehearsed step begins, relatively."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,22 @@ class IdentityTracker:
         self._last = stop
         self.totals.add(step)
         return step
+
+    def rehearse(self) -> None:
+        """Look at a step that was never made, so that its cost is known; what was counted stays as it was.
+
+        It begins at weights a little beside the present ones, in a direction that says nothing of their top singular
+        vectors: a step without an update, or from weights that are known already, would cost next to nothing.
+        """
+        totals, last = copy.deepcopy(self.totals), self._last
+        size = -REHEARSED if self._known else REHEARSED
+        self.before_step()
+        self._starts = {
+            name: replace(start, snapshot=(start.snapshot[0] + size * start.snapshot[0].flip(0), *start.snapshot[1:]))
+            for name, start in (self._starts or {}).items()
+        }
+        self.after_step()
+        self.totals, self._last = totals, last
 
     def skip_step(self) -> None:
         """Count a step that nobody looked at."""
