@@ -72,6 +72,30 @@ def test_an_honest_bundle_is_accepted(tmp_path: Path) -> None:
     assert lipcheck.check(folder).accepted  # a verdict in the folder changes nothing
 
 
+def test_agreement_speaks_of_values_and_not_of_boxes_that_grew(tmp_path: Path) -> None:
+    """A deep network whose boxes of float64 are wider than its values: each layer of rotations and abs() keeps lengths
+    and doubles the widths.
+    """
+    rng = np.random.default_rng(0)
+    net, matrices, width = Net(16), [], 16
+    for layer in range(60):
+        matrix = np.linalg.qr(rng.normal(size=(width, width)))[0]
+        matrices.append(matrix)
+        net.dense(2 * layer, matrix)
+        net.elementwise(2 * layer + 1, "abs")
+    x = rng.normal(size=width)
+    value = x
+    for matrix in matrices:
+        value = np.abs(matrix @ value)
+    graph = net.document()
+    pairs = [{"input": net.arrays(x.reshape(1, width)), "output": net.arrays(value)}]
+    folder = write(
+        tmp_path, graph=graph, claim_=claim(graph, "l2", 1.0), proof_=proof([]), arrays=net.arrays,
+        agreement={"dtype": "float64", "pairs": pairs},
+    )  # fmt: skip
+    assert lipcheck.check(folder).document["agreement"]["largest_relative_error"] < 1e-12
+
+
 def test_exit_codes(tmp_path: Path) -> None:
     good = write(tmp_path / "good", **parts())
     bad = write(tmp_path / "bad", **parts(-1e-6))
