@@ -21,7 +21,7 @@ from lipscope.bounds.unbounded import Unbounded, prove_unbounded
 from lipscope.certificate.pairs import Pairs
 from lipscope.certificate.result import Result, Upper
 from lipscope.claims.claim import Claim, parse_output
-from lipscope.claims.errors import InternalError, Interrupted, UsageError
+from lipscope.claims.errors import InternalError, Interrupted, ResourceError, UsageError
 from lipscope.claims.norms import parse_norm
 from lipscope.claims.progress import Progress, silent
 from lipscope.claims.regions import Region, parse_region
@@ -103,7 +103,8 @@ def bound(
         UsageError: the norm, region, output or method does not exist or does not fit the model.
         Interrupted: the user stopped it before anything was reached.
 
-    Stopped while it is being checked, the result is returned with `interrupted` set and its bound *computed*.
+    Stopped while it is being checked, the result is returned with `interrupted` set and its bound *computed*. Where the
+    temporary folder has no room for the bundle that the checker reads, the bound is *computed* too, with a warning.
 
     Example:
         >>> import torch
@@ -220,6 +221,9 @@ def _bound(
         return result.checked(progress)
     except KeyboardInterrupt:
         return replace(result, interrupted=True)
+    except (ResourceError, OSError) as error:
+        remark = f"not checked, so no more than computed: {error}; free some space and run lipscope check on the bundle"
+        return replace(result, warnings=(*result.warnings, remark))
 
 
 def check(folder: str | Path, progress: Progress = silent) -> lipcheck.Verdict:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from lipscope.claims.errors import Interrupted, LipscopeError, UsageError
+from lipscope.claims.errors import Interrupted, LipscopeError, ResourceError, UsageError
 from lipscope.cli.console import (
     InputShape,
     Json,
@@ -73,31 +73,35 @@ def command(
     if result is None:
         finish_pairs(pairs, bundle, json)
         return
+    written: Path | None = None
     try:
         if bundle is not None:
-            result = result.save(bundle, check=False)
+            result, written = result.save(bundle, check=False), bundle
     finally:  # a bundle that cannot be written takes nothing away from the answer
         if json:
             print_json(result.to_json())
         else:
-            show(result, bundle)
+            show(result, written)
     if result.interrupted:
         raise typer.Exit(Interrupted.exit_code)
+    if result.verdict is None and not no_check:  # no room for it, as a warning says
+        raise typer.Exit(ResourceError.exit_code)
     if result.verdict is not None and not result.verdict["accepted"]:
         raise typer.Exit(LipscopeError.exit_code)
 
 
 def finish_pairs(pairs: Pairs, bundle: Path | None, json: bool) -> None:
     """Write, print and exit, for all differences of two outputs."""
+    written: Path | None = None
     try:
         if bundle is not None:
-            pairs = pairs.save(bundle, check=False)
+            pairs, written = pairs.save(bundle, check=False), bundle
     finally:
         if json:
             print_json(pairs.to_json())
         else:
             show(pairs.whole)
-            show_pairs(pairs, bundle)
+            show_pairs(pairs, written)
     if pairs.interrupted:
         raise typer.Exit(Interrupted.exit_code)
     if not pairs.accepted:
