@@ -158,3 +158,71 @@ def test_a_followed_training_is_the_same_as_by_decomposition(monkeypatch: pytest
                 assert value == pytest.approx(other.terms[name], rel=1e-4, abs=1e-9), name
             assert one.residual == pytest.approx(other.residual, rel=1e-2, abs=1e-9)
             assert math.isfinite(one.q_ratio) and one.note == other.note
+
+
+def close_pairs(near: float) -> Tensor:
+    values = torch.linspace(0.1, 0.9, 120, dtype=torch.float64).flip(0)
+    values[0], values[1] = 1.0, 1.0 - near
+    return with_values(values, 150)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows are multiplied, call by call."""
+    rows: list[int] = []
+    product = KrylovForm._product
+    monkeypatch.setattr(KrylovForm, "_product", lambda self, x: rows.append(len(x)) or product(self, x))
+    return rows
+
+
+def test_a_pair_that_was_told_apart_is_told_apart_again_at_less_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = close_pairs(1e-5)
+    first = KrylovForm(weight)
+    moved = weight + draw(120, 150, seed=7, scale=1e-7)
+    values = torch.linalg.svdvals(moved)
+    rows = counted(monkeypatch)
+    cold = KrylovForm(moved)
+    steps = sum(rows)
+    rows.clear()
+    warm = KrylovForm(moved, first.warm)
+    assert sum(rows) < 0.8 * steps
+    for found in (cold, warm):
+        assert found.norm == pytest.approx(float(values[0]), rel=1e-13)
+        assert found.gap == pytest.approx(float(values[0] - values[1]), rel=1e-3)
+
+
+def test_a_vector_that_comes_from_outside_of_the_start_is_found() -> None:
+    """The new top vector is orthogonal to everything that is kept, and the kept space is still invariant: only what is
+    stirred in tells of it."""
+    values = torch.linspace(0.1, 1.0, 120, dtype=torch.float64).flip(0)
+    weight = with_values(values, 150)
+    left, _, right = torch.linalg.svd(weight, full_matrices=False)
+    kept = KrylovForm(weight).warm
+    assert float((kept @ left[:, 60]).abs().max()) < 1e-3
+    grown = weight + (1.01 - float(values[60])) * torch.outer(left[:, 60], right[60])
+    assert KrylovForm(grown, left[:, :8].mT.contiguous()).norm == pytest.approx(1.01, rel=1e-12)
+
+
+def test_what_a_solve_leaves_over_counts_only_with_its_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = draw(130, 140)
+    form, gram = KrylovForm(weight), GramForm(weight)
+    changes = [draw(130, 140, seed=seed) for seed in (1, 2)]
+    p, q = torch.stack([g @ form.right for g in changes]), torch.stack([g.mT @ form.left for g in changes])
+    sign = torch.sign(form.left @ gram.left)
+    exact = gram.matrix(sign * p, sign * q)
+    monkeypatch.setattr(krylov, "SOLVED", 1e-2)
+    assert float((form.matrix(p, q) - exact).abs().max()) < 2e-4 * float(exact.abs().max())
+
+
+def test_the_norm_after_is_right_whatever_was_solved_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, change, other = draw(120, 130), draw(120, 130, seed=1, scale=1e-3), draw(120, 130, seed=2, scale=1e-3)
+    exact = float(torch.linalg.matrix_norm(weight + change, 2))
+    rows = counted(monkeypatch)
+    spent = {}
+    for name, solved in (("nothing", None), ("this", change), ("another", other)):
+        expansion = PairExpansion(weight)
+        if solved is not None:
+            expansion.second(expansion.image(solved)[None])
+        rows.clear()
+        assert expansion.norm_after(change) == pytest.approx(exact, rel=1e-13), name
+        spent[name] = sum(rows)
+    assert spent["this"] < spent["nothing"]

@@ -14,7 +14,7 @@ from lipscope.claims.errors import ModelError
 from lipscope.dynamics.constants import entrywise_constant
 from lipscope.dynamics.expansions import Apply, FourierExpansion, PairExpansion, ScaleExpansion, unrolled
 from lipscope.dynamics.factors import Factor, list_factors, log_product
-from lipscope.dynamics.matrix_free import MatrixFreeExpansion
+from lipscope.dynamics.matrix_free import KrylovExpansion, MatrixFreeExpansion
 from lipscope.dynamics.operators import Convolution, Dense, Operator, Scale, TransposedConvolution
 
 CONVOLUTIONS = [
@@ -62,8 +62,10 @@ def differences(apply: Apply, shape: tuple[int, ...], weight: Tensor, change: Te
 
 
 @pytest.mark.parametrize("index", range(len(CONVOLUTIONS)))
-@pytest.mark.parametrize("kind", [PairExpansion, MatrixFreeExpansion])
-def test_padded_convolutions(index: int, kind: type[PairExpansion] | type[MatrixFreeExpansion]) -> None:
+@pytest.mark.parametrize("kind", [PairExpansion, KrylovExpansion, MatrixFreeExpansion])
+def test_padded_convolutions(
+    index: int, kind: type[PairExpansion] | type[KrylovExpansion] | type[MatrixFreeExpansion]
+) -> None:
     make, shape = CONVOLUTIONS[index]
     operator = Convolution(seeded(make), shape)
     (weight,) = operator.snapshot()
@@ -129,7 +131,7 @@ def test_large_convolutions_go_by_lanczos_and_start_from_the_last_pair() -> None
     (weight,) = operator.snapshot()
     numpy_state = np.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
     first = operator.expand((weight,))
-    assert isinstance(first, MatrixFreeExpansion)
+    assert isinstance(first, KrylovExpansion)
     values = torch.linalg.svdvals(unrolled(operator.apply, weight, (3, 8, 8)))
     assert first.norm == pytest.approx(float(values[0]), rel=1e-10)
     assert first.gap == pytest.approx(float(values[0] - values[1]), rel=1e-6)

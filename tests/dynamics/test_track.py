@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dynamics.training import data as data_of_observer
+from dynamics.training import train
 from lipscope.claims.errors import ModelError, UsageError
 from lipscope.claims.quantity import Reading
 from lipscope.dynamics.identity import SPLIT_TERMS, UPDATE_TERMS
+from lipscope.dynamics.store import open_run
 from lipscope.dynamics.track import IdentityTracker
 
 
@@ -399,3 +403,34 @@ def test_a_rehearsal_computes_what_a_step_does_and_counts_for_nothing(monkeypatc
     assert expanded == ["0", "2", "0", "2"]
     assert tracker.state_dict() == before
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_the_observer_needs_no_reference_and_says_which_terms_it_has(tmp_path: Path) -> None:
+    x, y = data_of_observer()
+    for name, options, terms in (("without", {}, UPDATE_TERMS), ("with", {"reference": (x, y)}, SPLIT_TERMS)):
+        train(tmp_path / name, steps=3, **options)
+        with open_run(tmp_path / name) as run:
+            found = {s.name for s in run.all_series() if s.quantity == "identity" and s.layer == "0"}
+            assert found == {"norm", "gap", "q_ratio", "change", "residual", *terms}
+            values = [run.series(term, "", "identity").value for term in (*terms, "residual")]
+            assert sum(values) == pytest.approx(run.series("change", "", "identity").value, abs=1e-13)
+            assert run.series("observed_share", "", "identity").value.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_step_whose_gradients_come_later_is_taken_as_a_whole() -> None:
+    """The stale gradient must not be taken for that of the step, and no gradient of the reference is computed."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 3)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+    x, y = data((6,))
+    tracker = IdentityTracker(model, optimizer, probe=x.double(), loss=nn.CrossEntropyLoss(), reference=(x.double(), y))
+    plain(model, optimizer, x.double()[:4], y[:4])
+    tracker.before_step(closure=True)
+    for parameter in model.parameters():
+        parameter.grad = -3 * parameter.grad  # as clipping or a closure does
+    optimizer.step()
+    step = tracker.after_step()
+    assert step.terms["gradient"] == 0 and "flow" not in step.terms
+    assert step.terms["remainder"] == pytest.approx(step.change, rel=0.05) and step.terms["remainder"] != 0
+    assert abs(step.residual) < 1e-3 * abs(step.change)
+    assert "remainder" in step.layers[0].note

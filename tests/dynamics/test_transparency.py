@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn.utils import parametrizations
 
 from dynamics.training import LOSS, data, expect_same, frozen_clock, mlp, plain, train
 from lipscope.claims.errors import ModelError
+from lipscope.dynamics.identity import UPDATE_TERMS
 from lipscope.dynamics.quantities import scene
 from lipscope.dynamics.store import open_run
 
@@ -205,6 +207,13 @@ def test_optimizers_with_a_closure(kind: Any, tmp_path: Path) -> None:
     assert ["closure" in text for text in troubles(tmp_path)] == [True]
     with open_run(tmp_path) as run:
         assert "update_norm" in run.names() and "gradient_norm" not in run.names()
+        # The change of the norms is followed all the same, with the whole first order in one term.
+        found = {name: run.series(name, "", "identity").value for name in (*UPDATE_TERMS, "change", "residual")}
+        assert len(found["change"]) == 6 and (found["change"] != 0).all() and (found["remainder"] != 0).all()
+        assert all((found[name] == 0).all() for name in ("gradient", "momentum", "decay"))
+        assert sum(found[name] for name in (*UPDATE_TERMS, "residual")) == pytest.approx(found["change"], abs=1e-13)
+        # The first steps of LBFGS are too large for any expansion.
+        assert (np.abs(found["residual"][2:]) < 0.1 * np.abs(found["change"][2:])).all()
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

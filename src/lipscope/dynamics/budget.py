@@ -124,7 +124,7 @@ def accounts(groups: tuple[str, ...]) -> list[Account]:
     """Accounts of the groups, shares as below and made to sum to 1."""
     table = {
         "step": Account("step", 0.25, 1),
-        "identity": Account("identity", 0.2, 1),
+        "identity": Account("identity", 0.5, 1),
         "probe": Account("probe", 0.25, 50),
         "noise": Account("noise", 0.1, 200),
         "proof": Account("proof", 0.15, 10, thins=True),
@@ -189,6 +189,11 @@ class Controller:
         self.training += counted
         self._earn(SAFETY * self.budget * counted)
         return now
+
+    def aside(self, seconds: float) -> None:
+        """So many seconds since the observer left were its own, too."""
+        self.own += seconds
+        self._left += seconds
 
     def leave(self, entered: float, charged: float = 0.0) -> None:
         """Training goes on. What was spent since `entered` beyond what groups were `charged` is shared by all."""

@@ -17,7 +17,7 @@ from lipscope.bounds.method import Effort
 from lipscope.bounds.problem import pose
 from lipscope.bounds.product import Product
 from lipscope.claims.claim import Claim, parse_output
-from lipscope.claims.errors import LipscopeError
+from lipscope.claims.errors import LipscopeError, UnsupportedError
 from lipscope.claims.regions import Everywhere
 from lipscope.network.nodes import Elementwise
 from lipscope.rules.questions import slopes
@@ -112,6 +112,8 @@ def traced_constant(module: nn.Module, shape: tuple[int, ...]) -> tuple[float, s
         graph = load(module.eval(), input_shape=shape).graph
         found = Product().run(pose(graph, Claim("l2", Everywhere(), parse_output("all", graph.output_size))), Effort())
     except (LipscopeError, RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        if isinstance(error, UnsupportedError):
+            return math.inf, "; ".join(f"{o.operator} is not understood" for o in error.operations)
         return math.inf, str(error).splitlines()[0] if str(error) else type(error).__name__
     finally:
         module.train(was_training)

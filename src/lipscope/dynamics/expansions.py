@@ -82,7 +82,7 @@ class PairExpansion(Expansion):
         """Of a matrix, or with `apply` and the input's `shape` of the operator that they unroll to; `start` is an earlier one."""
         self._apply, self._shape = apply, shape
         self._matrix = weight if apply is None else unrolled(apply, weight, shape)
-        near = start.form.short if start is not None and isinstance(start.form, KrylovForm) else None
+        near = start.form.warm if start is not None and isinstance(start.form, KrylovForm) else None
         self.form: GramForm | KrylovForm = best_form(self._matrix, near)
         self.norm, self.gap = self.form.norm, self.form.gap
         if apply is None:

@@ -140,7 +140,14 @@ def log_change(before: float, after: float) -> float:
 
 
 def layer_terms(
-    layer: str, kind: str, calls: int, expansion: Expansion, after: float, update: Update, note: str = ""
+    layer: str,
+    kind: str,
+    calls: int,
+    expansion: Expansion,
+    after: float,
+    update: Update,
+    note: str = "",
+    explained: tuple[dict[str, float], float] | None = None,
 ) -> LayerTerms:
     """`explain` with the change that was seen and its residual, times the number of calls.
 
@@ -152,8 +159,9 @@ def layer_terms(
         after: the norm after it.
         update: what was done.
         note: what is already known.
+        explained: what `explain` says of the update, where that was asked already.
     """
-    terms, ratio = explain(expansion, update)
+    terms, ratio = explained or explain(expansion, update)
     terms = {name: calls * value for name, value in terms.items()}
     change = calls * log_change(expansion.norm, after) if moves(update.delta) else 0.0
     notes = [n for n in (note, expansion.note) if n]

@@ -1,6 +1,7 @@
 """The expansion of an operator that is too large to write down: its top pairs by Lanczos, its Hessian by conjugate gradients.
 
-With the dilation `A = [[0, K], [K^T, 0]]` and the image `b = (G v; G^T u)` of a change, `H(G, F) = b_F^T z` where
+`KrylovExpansion` is the quick one, on the shorter side of the operator. `MatrixFreeExpansion` stands in where that finds
+nothing, as for a gap that is tiny or a norm that several vectors attain. With the dilation `A = [[0, K], [K^T, 0]]` and the image `b = (G v; G^T u)` of a change, `H(G, F) = b_F^T z` where
 `(sigma I - A) z = b_G` on the complement of `(u; v)`, on which the matrix is positive definite. The few pairs that Lanczos
 gives anyway are solved for exactly (their planes have the eigenvalues `+-sigma_i`), so that a small gap does not slow the rest.
 """
@@ -15,12 +16,82 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from lipscope.dynamics.expansions import Apply, Expansion, pair_image, weight_gradient
+from lipscope.dynamics.krylov import Action, KrylovForm, NotFoundError
 
 PAIRS = 6
 """Singular pairs that Lanczos is asked for: the second for the gap, the rest to speed up the conjugate gradients."""
 TOLERANCE = 1e-9
 """Relative residual of pairs and solutions; the norm's own error is of its square."""
 ITERATIONS = 2000
+
+
+def action_of(apply: Apply, weight: Tensor, shape: tuple[int, ...]) -> Action:
+    """What `K(W)` on inputs of `shape` does to flat vectors; an adjoint is the derivative of `<y, K x>`, the same at every x."""
+    weight, recorded = weight.detach(), dict[int, tuple[Tensor, Tensor]]()
+    with torch.no_grad():
+        outputs = apply(weight, weight.new_zeros(1, *shape)).numel()
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return apply(weight, x.reshape(len(x), *shape)).reshape(len(x), -1)
+
+    def adjoint(y: Tensor) -> Tensor:
+        if len(y) not in recorded:
+            with torch.inference_mode(False), torch.enable_grad():
+                point = torch.zeros(len(y), *shape, dtype=weight.dtype, requires_grad=True)
+                recorded[len(y)] = point, apply(weight, point)
+        point, output = recorded[len(y)]
+        (back,) = torch.autograd.grad(output, point, y.reshape(output.shape), retain_graph=True)
+        return back.reshape(len(y), -1)
+
+    return Action(outputs, math.prod(shape), forward, adjoint)
+
+
+class KrylovExpansion(Expansion):
+    """A linear operator given by its application alone, with a gap that a Krylov space tells.
+
+    Attributes:
+        form: the derivatives by images.
+    """
+
+    def __init__(
+        self, weight: Tensor, apply: Apply, shape: tuple[int, ...], start: KrylovExpansion | None = None
+    ) -> None:
+        """Of the operator on inputs of `shape`, in float64; `start` is an earlier one.
+
+        Raises:
+            NotFoundError: use `MatrixFreeExpansion`.
+        """
+        self._apply, self._shape, self._weight = apply, shape, weight.detach()
+        self.form: KrylovForm = KrylovForm(action_of(apply, weight, shape), None if start is None else start.form.warm)
+        self.norm, self.gap = self.form.norm, self.form.gap
+        self.direction = weight_gradient(apply, weight, self.form.left, self.form.right, shape)
+
+    def image(self, change: Tensor) -> Tensor:
+        """`(G v, G^T u)`, flat."""
+        return torch.cat(pair_image(self._apply, change, self.form.left, self.form.right, self._shape))
+
+    def second(self, images: Tensor) -> Tensor:
+        """See `Expansion`."""
+        outputs = len(self.form.left)
+        try:
+            return self.form.matrix(images[:, :outputs], images[:, outputs:])
+        except NotFoundError:
+            slow = MatrixFreeExpansion(self._weight, self._apply, self._shape, self.form.right)
+            # H does not change when `u` and `v` change their signs together, but images do.
+            return slow.second(images if float(slow.right @ self.form.right) > 0 else -images)
+
+    def crossing(self, change: Tensor) -> float:
+        """See `Expansion`."""
+        image, outputs = self.image(change), len(self.form.left)
+        return self.form.crossing_ratio(image[:outputs], image[outputs:])
+
+    def norm_after(self, change: Tensor) -> float | None:
+        """See `Expansion`."""
+        try:
+            return self.form.norm_after(action_of(self._apply, change, self._shape))
+        except NotFoundError:
+            return None
 
 
 class MatrixFreeExpansion(Expansion):

@@ -16,6 +16,7 @@ from lipscope.claims.quantity import Quantity, Reading
 from lipscope.dynamics.budget import Account, Controller, accounts
 from lipscope.dynamics.budget import preset as find_preset
 from lipscope.dynamics.panel import FIXED, Loss, Panel, Rows, Sources, as_data
+from lipscope.dynamics.quantities.batch_noise import averaged_ranks
 from lipscope.dynamics.quantities.identity_terms import IdentityTerms
 from lipscope.dynamics.quantities.scene import StepWatch
 from lipscope.dynamics.shadow import unwrapped
@@ -85,10 +86,13 @@ class Observer:
         self._due: list[Account] = []
         self._spent: dict[str, float] = {}
         self._skipped = 0
+        self._arming = False
+        self._listening = 0.0
         self._clock = clock
         self._began = clock()
         if not self.active:
             return
+        _check_loss(loss)
         for quantity in quantities:
             if not isinstance(quantity, Quantity):
                 raise UsageError(f"expected quantities with a name and read(moment), got {type(quantity).__name__}")
@@ -110,6 +114,10 @@ class Observer:
             self.panel = Panel(
                 sources, run, groups, settings, lambda: self._tracker(sources, groups), seed, chosen.budget
             )
+        if (batch := self.panel.batch) is not None:
+            batch.ranks, batch.clock = averaged_ranks(model), clock
+            if is_compiled(model):
+                batch.give_up()
         last = self.panel.recorder.last_step
         self.step = start_step if start_step is not None else (last or 0)
         self.panel.step = self.step
@@ -193,6 +201,8 @@ class Observer:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if (batch := self.panel.batch) is not None:
+            batch.disarm()
         if not failed:
             began = self._clock()
             groups = [a.name for a in self._controller.accounts if a.name not in FIXED and a.last < self.step]
@@ -215,12 +225,18 @@ class Observer:
 
     def before_step(self, closure: bool = False) -> None:
         """Right before the optimizer's step. `closure`: gradients at this point are not those of the step."""
-        if not self.active or self.step + 1 < self._controller.wake:
+        batch = self.panel.batch if self.active else None
+        armed = batch is not None and batch.armed
+        if not self.active or (self.step + 1 < self._controller.wake and not armed):
             return
+        heard = batch.seconds if batch is not None else 0.0
+        self._controller.aside(heard)
         entered = self._controller.enter(self.step + 1)
         self._due = self._controller.due(self.step + 1)
         self._spent = {}
-        charged = 0.0
+        charged = self._listen(closure)
+        if armed:
+            self._spent["noise"] = self._listening + heard + charged
         for account in list(self._due):
             if account.name in FIXED:
                 began = self._clock()
@@ -231,15 +247,48 @@ class Observer:
             self._controller.sleep(self.step + 1)
         self._controller.leave(entered, charged)
 
+    def _listen(self, closure: bool) -> float:
+        """Noise is read after a step whose gradients were listened to: one that is due begins with the next step.
+
+        Returns:
+            Seconds that it took.
+        """
+        batch, began = self.panel.batch, self._clock()
+        if batch is None:
+            return 0.0
+        account = next(a for a in self._controller.accounts if a.name == "noise")
+        armed = batch.armed
+        if closure:
+            batch.give_up()
+        if armed:
+            self._safely(batch.finish)
+            self._due = [*(a for a in self._due if a is not account), account]
+        elif batch.wanted and account in self._due:
+            self._due.remove(account)
+            self._arming = True
+        return self._clock() - began
+
+    def _arm(self) -> None:
+        self._arming = False
+        batch = self.panel.batch
+        if batch is None:
+            return
+        entered = self._controller.enter(self.step, whole=False)
+        self._safely(batch.arm)
+        self._listening = self._clock() - entered
+        self._controller.leave(entered, self._listening)
+
     def _before(self, group: str, closure: bool) -> None:
         watches = self.panel.groups.get(group, [])
         with isolated(self.panel.view.device, draws=group == "identity"):
             for watch in list(watches):
                 if closure and isinstance(watch, IdentityTerms):
                     self.panel.trouble(
-                        "closure", "the optimizer computes its gradients in a closure: no identity terms"
+                        "closure",
+                        "the optimizer computes its gradients in a closure, or they are clipped later: the identity's terms "
+                        "are curvature and correction of the whole update, its first order is in the term 'remainder'",
                     )
-                elif isinstance(watch, StepWatch):
+                if isinstance(watch, StepWatch):
                     try:
                         if isinstance(watch, IdentityTerms):
                             watch.skip(self._skipped)
@@ -257,6 +306,8 @@ class Observer:
         self.step += 1
         if not self._due:
             self._skipped += 1
+            if self._arming:
+                self._arm()
             return
         entered = self._controller.enter(self.step, whole=False)
         rows: Rows = []
@@ -275,6 +326,8 @@ class Observer:
         self._due = []
         self._controller.sleep(self.step)
         self._controller.leave(entered, charged)
+        if self._arming:
+            self._arm()
 
     def _read(self, group: str) -> Rows:
         return self._safely(lambda: self.panel.read([group], self.step)) or []
@@ -305,7 +358,13 @@ class Observer:
 
 
 def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+    # Parameters on meta are nowhere: refused when the model is looked at.
+    return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+
+
+def _check_loss(loss: object) -> None:
+    if loss is not None and not callable(loss):
+        raise UsageError(f"expected loss=, a function of outputs and targets, got {type(loss).__name__}")
 
 
 def _first_rank() -> bool:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lipscope.dynamics.expansions import Expansion, FourierExpansion, PairExpansion, ScaleExpansion
-from lipscope.dynamics.matrix_free import MatrixFreeExpansion
+from lipscope.dynamics.krylov import NotFoundError
+from lipscope.dynamics.matrix_free import KrylovExpansion, MatrixFreeExpansion
 
 UNROLLED = 160
 """Operators with at most so many inputs or outputs are written down."""
@@ -166,8 +167,11 @@ def _expand(
         outputs = apply(weight, weight.new_zeros(1, *shape)).numel()
     if inputs <= FEW or (min(inputs, outputs) <= UNROLLED and inputs * outputs <= UNROLLED_ENTRIES):
         return PairExpansion(weight, apply, shape)
-    guess = start.right if isinstance(start, MatrixFreeExpansion) else None
-    return MatrixFreeExpansion(weight, apply, shape, guess)
+    try:
+        return KrylovExpansion(weight, apply, shape, start if isinstance(start, KrylovExpansion) else None)
+    except NotFoundError:
+        guess = start.right if isinstance(start, MatrixFreeExpansion) else None
+        return MatrixFreeExpansion(weight, apply, shape, guess)
 
 
 class Scale(Operator):

@@ -19,6 +19,7 @@ from lipscope.claims.quantity import Moment, Quantity, Reading
 from lipscope.dynamics.alerts import Watchman
 from lipscope.dynamics.layers import watched_layers
 from lipscope.dynamics.quantities import TABLE, Parts, make_quantities
+from lipscope.dynamics.quantities.batch_noise import BatchNoise
 from lipscope.dynamics.quantities.identity_terms import IdentityTerms
 from lipscope.dynamics.quantities.scene import Scene, Subject, Watch
 from lipscope.dynamics.recorder import Entry, Recorder, warn_user
@@ -137,6 +138,9 @@ class Panel:
             self.view.refresh()
             self.subject.forget()
             finite = not calls or self._finite()
+            if not finite and "not finite" not in self._said:
+                self._said.add("not finite")
+                self.tell("not-finite", f"weights are nan or inf at step {step}: nothing that calls the model is read")
             for group in chosen:
                 if group in FIXED or finite:
                     rows += self.read_group(group, step)
@@ -219,6 +223,11 @@ class Panel:
     def trackers(self) -> list[IdentityTracker]:
         """That of the identity, or none."""
         return [watch.tracker for watch in self.groups.get("identity", []) if isinstance(watch, IdentityTerms)]
+
+    @property
+    def batch(self) -> BatchNoise | None:
+        """What listens to the gradients of a step, or nothing."""
+        return next((watch for watch in self.groups.get("noise", []) if isinstance(watch, BatchNoise)), None)
 
     def tell(self, kind: str, message: str) -> None:
         """Record something that happened."""

@@ -23,6 +23,7 @@ from lipscope.dynamics.identity import (
     StepTerms,
     Totals,
     Update,
+    explain,
     finite,
     layer_terms,
     moves,
@@ -38,6 +39,12 @@ REHEARSED = 1e-3
 """How far beside the present weights a rehearsed step begins, relatively."""
 
 
+CLOSURE = (
+    "gradients of this step were not known before it: the update is not split, its first order is in the remainder"
+)
+"""What the readings of such a step say."""
+
+
 @dataclass(frozen=True)
 class _Start:
     """One layer right before a step."""
@@ -45,6 +52,7 @@ class _Start:
     snapshot: Snapshot
     update: Before | None
     flow: Tensor | None
+    note: str = ""
 
 
 class IdentityTracker:
@@ -100,8 +108,16 @@ class IdentityTracker:
         self._last: float | None = None
         self.notes = tuple(self._remarks())
 
-    def before_step(self) -> None:
-        """Copy what the step starts from."""
+    def before_step(self, closure: bool = False) -> None:
+        """Copy what the step starts from.
+
+        Args:
+            closure: the gradients of the step are not there yet, because the optimizer computes them itself or they are still
+                to be clipped: the step's update is taken as a whole, all of its first order is in the term `remainder`.
+        """
+        if closure:
+            self._starts = {f.name: _Start(o.snapshot(), None, None, CLOSURE) for f, o in self._followed}
+            return
         flows = self._reference_gradient()
         self._starts = {}
         for factor, operator in self._followed:
@@ -161,24 +177,28 @@ class IdentityTracker:
         weight = operator.weight().to("cpu", torch.float64, copy=True)
         delta = weight - start.snapshot[0]
         stop = (weight, *start.snapshot[1:])  # statistics as before the step: what moves them is not the step
-        try:
-            expansion = self._expansion(factor.name, operator, start.snapshot, delta)
-            norm_after = self._norm_after(factor.name, operator, expansion, stop, delta)
-        except (RuntimeError, ValueError) as error:
-            return _undefined(factor, str(error).splitlines()[0])
         parameter = operator.parameter
         pieces = parts(start.update, self._optimizer, parameter) if start.update and parameter is not None else {}
-        note = ""
+        update = Update(delta, pieces, start.flow)
+        try:
+            expansion = self._expansion(factor.name, operator, start.snapshot, delta)
+            explained = explain(
+                expansion, update
+            )  # first: what it finds out about the update makes the norm after cheap
+            norm_after = self._norm_after(factor.name, operator, expansion, stop, delta, explained[1])
+        except (RuntimeError, ValueError) as error:
+            return _undefined(factor, str(error).splitlines()[0])
+        note = start.note
         if start.update is not None and start.update.gradient is None:
             note = "no gradient at this step"
-        return layer_terms(
-            factor.name, factor.kind, factor.calls, expansion, norm_after, Update(delta, pieces, start.flow), note
-        )
+        return layer_terms(factor.name, factor.kind, factor.calls, expansion, norm_after, update, note, explained)
 
-    def _norm_after(self, name: str, operator: Operator, expansion: Expansion, stop: Snapshot, delta: Tensor) -> float:
+    def _norm_after(
+        self, name: str, operator: Operator, expansion: Expansion, stop: Snapshot, delta: Tensor, crossing: float
+    ) -> float:
         if not moves(delta):
             return expansion.norm
-        near = expansion.simple and finite(delta) and expansion.crossing(delta) < CROSSING
+        near = expansion.simple and finite(delta) and crossing < CROSSING
         norm = expansion.norm_after(delta) if near else None
         return self._expansion(name, operator, stop, None).norm if norm is None else norm
 

@@ -57,6 +57,8 @@ class View:
                 raise ModelError(
                     f"expected a model whose parameters exist, got the lazy {name!r}; run one batch through it first"
                 )
+            if parameter.is_meta:
+                raise ModelError(f"expected parameters with values, got {name!r} on meta; load the weights first")
             if type(parameter).__name__ == "DTensor" or hasattr(parameter, "device_mesh"):
                 raise ModelError(f"expected whole parameters, got {name!r}, which is sharded over machines")
         self.model = _skeleton(self.live)
@@ -139,6 +141,8 @@ def check_probe(view: View, inputs: Tensor, targets: Tensor | None) -> Tensor:
         raise UsageError(
             f"expected a probe on {view.device}, where the model is, got one on {inputs.device}; move it with .to(...)"
         )
+    if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
+        raise UsageError("expected a probe of finite numbers, got some that are nan or inf; look at the data")
     if inputs.ndim < 1 or len(inputs) == 0:
         raise UsageError(f"expected a probe with at least one example, got shape {list(inputs.shape)}")
     if targets is not None and (targets.ndim == 0 or len(targets) != len(inputs)):

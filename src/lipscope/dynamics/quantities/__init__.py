@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from lipscope.claims.errors import ModelError
+from lipscope.dynamics.factors import list_factors
+from lipscope.dynamics.quantities.batch_noise import BatchNoise
 from lipscope.dynamics.quantities.identity_terms import IdentityTerms
 from lipscope.dynamics.quantities.layer_norms import LayerNorms, NormProofs
 from lipscope.dynamics.quantities.noise_levels import NoiseLevels
@@ -35,7 +38,18 @@ class Parts:
     upper: Upper = field(default_factory=Upper)
 
     def __post_init__(self) -> None:
-        self.followed = LayerNorms(self.subject.layers)
+        self.followed = LayerNorms(self.subject.layers, self._unknown())
+
+    def _unknown(self) -> str:
+        """What has no finite factor in the product of norms, by name, and why."""
+        if self.tracker is not None:
+            factors = self.tracker.factors
+        else:
+            try:
+                factors = list_factors(self.subject.view.live, self.subject.inputs)
+            except ModelError:
+                return ""  # several outputs, or calls that cannot be followed: there is no chain of factors
+        return "; ".join(f"{f.name!r}: {f.reason}" for f in factors if f.reason)
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,9 @@ TABLE: dict[str, Row] = {
     "probe-lipschitz": Row("probe", 1, "a backward pass an output", lambda p: p.lipschitz),
     "margins": Row("probe", 1, "a forward pass", lambda p: Margins(p.lipschitz)),
     "noise": Row("noise", 2, "two passes", _noise),
+    "batch-noise": Row(
+        "noise", 2, "a projection a micro-batch", lambda p: None if p.tracker is None else BatchNoise(p.tracker.factors)
+    ),
     "norm-proofs": Row("proof", 3, "a verified norm a layer", lambda p: NormProofs(p.followed, p.subject.layers)),
     "upper": Row("proof", 3, "a proved bound, seconds at most", lambda p: p.upper),
     "radii": Row("proof", 3, "an interval a probe point", lambda p: CertifiedRadii(p.upper)),

@@ -22,9 +22,8 @@ class IdentityTerms:
         self._begun = False
 
     def before(self, closure: bool) -> None:
-        """Keep what the identity needs of the weights and gradients before the step."""
-        del closure
-        self.tracker.before_step()
+        """Keep what the identity needs of the weights and, unless they come in a closure, gradients before the step."""
+        self.tracker.before_step(closure)
         self._begun = True
 
     def skip(self, steps: int) -> None:

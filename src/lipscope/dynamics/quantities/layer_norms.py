@@ -42,13 +42,14 @@ class LayerNorms:
     """For every watched layer `norm`, an estimate from below by one warm power iteration, and `norm_upper`, a proved bound.
 
     The bound is the one that was proved for the weights W0 at the last sweep plus a bound of the norm of `W - W0`
-    (triangle inequality), rounded upward.
+    (triangle inequality), rounded upward. The estimated product is infinite if something else in the network has no finite
+    factor of its own, which its note names.
     """
 
     name = "layer-norms"
 
-    def __init__(self, layers: list[WatchedLayer]) -> None:
-        self._layers = layers
+    def __init__(self, layers: list[WatchedLayer], unknown: str = "") -> None:
+        self._layers, self._unknown = layers, unknown
         self._vectors: dict[str, Tensor] = {}
         self.proved: dict[str, _Proved] = {}
 
@@ -66,7 +67,10 @@ class LayerNorms:
                 if math.isnan(moved) or not (layer.spreads or torch.equal(layer.weight, known.weight)):
                     moved = math.inf
                 yield Reading("norm_upper", sum_up([known.upper, moved]), "computed", layer.name, note=known.note)
-        yield Reading("log_product", product, "estimate", note="dense layers and convolutions only")
+        if self._unknown:
+            product = math.inf if not math.isnan(product) else product
+        note = f"no finite product: {self._unknown}" if self._unknown else "dense layers and convolutions only"
+        yield Reading("log_product", product, "estimate", note=note)
 
     @torch.no_grad()
     def _iterate(self, layer: WatchedLayer, scene: Scene) -> float:
