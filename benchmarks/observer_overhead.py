@@ -5,7 +5,8 @@
 
 Every round trains the same model on the same batches once plainly and once in each other way, in an order that rotates; the
 ratio of a round is to its own plain training. What the observer does before the first and after the last step (it exports
-the model, and reads everything once more) is not in the ratio; it is given in seconds.
+the model, and reads everything once more) is not in the ratio; it is given in seconds. Peak memory is that of processes of
+their own, one a way, with the first and last readings in it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -190,15 +193,41 @@ def measure(
     }  # fmt: skip
 
 
+def peak(name: str, preset: str, steps: int) -> float:
+    """MB of memory that a process of its own had at most: import, model, data and some steps of training."""
+    command = [sys.executable, __file__, "--peak", name, "--way", preset, "--steps", str(steps)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def print_peak(name: str, preset: str, steps: int) -> None:
+    """What `peak` starts."""
+    import lipscope.dynamics.track  # noqa: F401 - code is loaded in every way, so that memory of data is compared
+
+    build, shape, _ = MODELS[name]
+    train(build, shape, steps, nothing if preset == "plain" else observed(preset))
+    # Not getrusage: on Linux its maximum begins with that of the process that started this one.
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(int(line.split()[1]) * 1024 / 1e6)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps")
     parser.add_argument("--only", help="models whose name has this in it")
     parser.add_argument("--peers", action="store_true")
+    parser.add_argument(
+        "--memory-steps", type=int, default=100, help="of the runs whose peak memory is taken (Linux); 0 for none"
+    )
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--save", action="store_true", help=f"to {RESULTS}")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.peak:
+        return print_peak(options.peak, options.way, options.steps)
+    begun = environment()
     ways: dict[str, Callable[..., tuple[float, float]]] = {"plain": lambda *a: train(*a, nothing)}
     for preset in ("lite", "default", "research"):
         ways[f"lipscope {preset}"] = lambda *a, preset=preset: train(*a, observed(preset))
@@ -210,8 +239,14 @@ def main() -> None:
         if options.peers and not name.startswith("ViT"):
             for configuration in ("economy", "business"):
                 here[f"cockpit {configuration}, every {EVERY}"] = train_cockpit(configuration, EVERY)
-        rows.append(measure(name, options.rounds, options.scale, here))
-    report = {"environment": environment(), "rounds": options.rounds, "batch": BATCH, "models": rows}
+        row = measure(name, options.rounds, options.scale, here)
+        if options.memory_steps:
+            megabytes = {w: peak(name, w, options.memory_steps) for w in ("plain", "lite", "default", "research")}
+            row["peak_megabytes"] = megabytes
+            row["peak_ratio"] = {w: v / megabytes["plain"] for w, v in megabytes.items() if w != "plain"}
+            print(name, {w: round(v) for w, v in megabytes.items()}, "MB at most", flush=True)
+        rows.append(row)
+    report = {"environment": begun, "rounds": options.rounds, "batch": BATCH, "models": rows}
     print(json.dumps(report, indent=1))
     if options.save:
         RESULTS.write_text(json.dumps(report, indent=1) + "\n")

@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.chromium
 
-DRAWN = "[...document.querySelectorAll('[data-figure]')].every(e => e.querySelector('.main-svg .xtick, .main-svg .trace, .main-svg .points'))"
+DRAWN = "[...document.querySelectorAll('[data-figure]')].every(e => e.querySelector('.main-svg .xtick, .main-svg .trace, .main-svg .points, .main-svg .hm'))"
 
 
 def wait_until(page: Any, condition: str) -> None:

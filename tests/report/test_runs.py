@@ -56,6 +56,7 @@ def test_facts(tmp_path: Path) -> None:
     assert [row.name for row in facts.layers] == list(LAYERS)
     assert facts.layers[1].growth == pytest.approx(1.39)
     assert facts.closure == pytest.approx(1e-5 / 0.016)
+    assert facts.explained == len(facts.values("total_change")[0]) > 1
     assert facts.budget == 0.05
 
 
@@ -64,6 +65,7 @@ def test_the_page_holds_the_charts_and_escapes_names(tmp_path: Path) -> None:
     write_report(runs, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     drawn = figures(page)
+    assert f"{facts_of(runs[0]).explained} of 195 steps of the run were read" in page
     kinds = {"sandwich", "heat", "forces", "spectra", "ranks", "task", "overhead"}
     assert set(drawn) == {"runs-c-comparison", *(f"{r}-c-{k}" for r in ("r1", "r2") for k in kinds)}
     assert "proved upper bound, of the weights at step 190" in page
@@ -73,6 +75,10 @@ def test_the_page_holds_the_charts_and_escapes_names(tmp_path: Path) -> None:
     assert "connect-src 'none'" in html.unescape(page)
     sandwich = {line["name"]: line for line in drawn["r1-c-sandwich"]["data"]}
     assert sandwich["proved upper bound"]["mode"] == "markers", "nothing is proved between two bounds"
+    symbols = {name: line["marker"].get("symbol") for name, line in sandwich.items() if "marker" in line}
+    proved = symbols.pop("proved upper bound")
+    assert proved == "triangle-down" and proved not in symbols.values(), "what is not proved looks different"
+    assert sandwich["proved upper bound"]["x"] == list(range(0, 200, 10)), "each at its own step"
     assert sandwich["largest on the probe"]["y"][-1] == 3.95
 
 
@@ -134,6 +140,14 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     with pytest.raises(UsageError, match="expected a bundle"):
         write_report([tmp_path / "nothing"], tmp_path / "page.html")
+
+
+def test_a_folder_without_anything_is_told_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot read its bundle\.json, and there is no run\.sqlite"):
+        write_report([tmp_path], tmp_path / "report.html")
+    with pytest.raises(UsageError, match=r"a bundle or a run at .*no such folder"):
+        write_report([tmp_path / "nothing"], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_the_feed_finds_runs_follows_them_and_outlives_their_files(tmp_path: Path) -> None:

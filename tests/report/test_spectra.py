@@ -22,7 +22,7 @@ pytestmark = pytest.mark.chromium
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("spectra")
-    wishes = Wishes(check=False, budget=1e6, method="product", heat_norm=1.0, depth_samples=0)
+    wishes = Wishes(check=False, budget=1e6, method="product", heat_norm=1.0, depth_samples=4)
     for name in ("before", "after <b>"):
         network = seeded(lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)))
         graph, layout = loaded(network, (1, 6, 5))
@@ -36,7 +36,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_charts_are_drawn_and_fit(chromium: Any, page: Path, width: int, scheme: str) -> None:
     with opened(chromium, page, width, scheme) as shown:
         assert shown.evaluate("document.documentElement.scrollWidth") <= width
-        assert shown.locator("[data-figure]").count() == 5  # gains, profile, importance, two heat maps
+        assert (
+            shown.locator("[data-figure]").count() == 10
+        )  # gains, profile, importance, noise; a heat map, lines and matrices for each
         assert shown.locator("[data-figure=s-gains] .scatterlayer .trace").count() == 4
         assert shown.locator("[data-figure=s-profile] .errorbar").count() > 0
         assert "after <b>" in shown.locator("[data-figure=s-gains] .legend").text_content()
+        assert shown.locator("[data-figure=s-noise] .errorbar").count() == 6
+        assert shown.locator("[data-figure=s1-transfer] .heatmaplayer .hm").count() == 2
+        lines = shown.locator("[data-figure=s1-depth] .scatterlayer .trace .js-line").evaluate_all(
+            "all => all.map(e => getComputedStyle(e).stroke)"
+        )
+        assert len(set(lines)) == 3  # colours that the page mixes, none of them black
+        assert "rgb(0, 0, 0)" not in lines

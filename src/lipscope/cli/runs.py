@@ -9,6 +9,9 @@ import typer
 
 from lipscope.cli.console import Json, figure, print_json, stderr
 
+STATES = {"running": "running or killed"}
+"""A training that was killed had no time to say so."""
+
 
 def command(
     run: Annotated[Path, typer.Argument(help="A folder that the training observer wrote.")],
@@ -27,7 +30,7 @@ def command(
         sessions = opened.sessions
         document = {
             "run": str(run), "steps": len(opened.steps), "last_step": opened.last_step,
-            "state": sessions[-1].state if sessions else None, "model": opened.meta.get("model"),
+            "state": STATES.get(sessions[-1].state, sessions[-1].state) if sessions else None, "model": opened.meta.get("model"),
             "series": len(opened.all_series()), "values": sum(len(s) for s in opened.all_series()),
             "alerts": [{"step": a.step, "kind": a.kind, "layer": a.layer, "message": a.message} for a in opened.alerts()],
             "last": {name: value if abs(value) < float("inf") else None for name, value in last.items()},

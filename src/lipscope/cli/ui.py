@@ -28,7 +28,7 @@ def command(
     missing = [str(folder) for folder in runs if not folder.is_dir()]
     if missing:
         raise UsageError(
-            f"expected folders with runs, got {', '.join(missing)}, which do not exist; Observer(run=...) makes them"
+            f"expected folders with runs, got {', '.join(missing)}, where there is no folder; Observer(run=...) makes them"
         )
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -168,7 +168,13 @@ def read_bundle(folder: Path) -> Bundle:
     """
     if not folder.is_dir():
         raise UsageError(
-            f"expected a bundle at {folder}, there is no such folder; make one with lipscope bound MODEL -o BUNDLE"
+            f"expected a bundle or a run at {folder}, there is no such folder; lipscope bound MODEL -o BUNDLE makes a bundle, "
+            "Observer(run=...) a run"
+        )
+    if not (folder / "bundle.json").exists():
+        raise UsageError(
+            f"expected a bundle or a run at {folder}, cannot read its bundle.json, and there is no run.sqlite; "
+            "lipscope bound MODEL -o BUNDLE makes a bundle, Observer(run=...) a run"
         )
     index = read_document(folder, "bundle.json")
     schema = index["schema"].text()

@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from lipscope.report import numbers, run_charts, spectrum_charts, words
+from lipscope.report import depth_charts, frequency_charts, numbers, run_charts, spectrum_charts, words
 from lipscope.report.charts import Figure, interval_chart, layer_chart
 from lipscope.report.facts import Facts
 from lipscope.report.pairs import PairsFacts
@@ -122,6 +122,8 @@ def _environment() -> jinja2.Environment:
         numbers=numbers,
         charts=run_charts,
         spectrum_charts=spectrum_charts,
+        depth_charts=depth_charts,
+        frequency_charts=frequency_charts,
         embed=embed,
         interval_chart=interval_chart,
         layer_chart=layer_chart,

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from lipscope.report.charts import Figure, colour, figure_layout, plain
 from lipscope.report.runs import FORCES, RunFacts
 
+PROVED = "triangle-down"
+"""The symbol of a proved upper bound."""
+
 MOST = 600
 """Points of a line that are drawn; a screen has no room for more."""
 
@@ -23,8 +26,15 @@ FORCE_TONES = {
     "flow_curvature": "c4", "decay": "c4", "cross": "c5", "log_correction": "c6", "remainder": "c7",
 }  # fmt: skip
 
-_POINTS: dict[str, Any] = {"mode": "markers", "cliponaxis": False}
-"""What is looked at rarely is not joined by lines: between two bounds nothing was proved."""
+
+def _points(symbol: str, tone: str, size: int = 7) -> dict[str, Any]:
+    """What is looked at rarely is not joined by lines: between two bounds nothing was proved.
+
+    Each kind has a symbol of its own; triangles are proved, and point down to what lies below them.
+    """
+    marker = {"color": colour(tone), "size": size, "symbol": symbol, "line": {"color": colour(tone), "width": 1.5}}
+    return {"mode": "markers", "cliponaxis": False, "marker": marker}
+
 
 Line = tuple[NDArray[np.int64], NDArray[np.float64]]
 
@@ -92,11 +102,11 @@ def sandwich(facts: RunFacts) -> Figure | None:
             "hovertemplate": "step %{x}<br>product of layer norms %{y:.4g}<extra></extra>",
         }  # fmt: skip
     lines = [
-        _line(facts, "upper", "proved upper bound", "accent", **_POINTS),
         product,
-        _line(facts, "lower_pairs", "largest between probe points", "c4", **_POINTS),
         _line(facts, "lower", "largest on the probe", "lower"),
         _line(facts, "mean", "mean on the probe", "c2"),
+        _line(facts, "lower_pairs", "largest between probe points", "c4", **_points("x-thin", "c4", 6)),
+        _line(facts, "upper", "proved upper bound", "accent", **_points(PROVED, "accent", 9)),
     ]
     return _figure(lines, 380, xaxis=_steps(), yaxis=_values("Lipschitz constant (l2)", log=True))
 
@@ -231,5 +241,5 @@ def comparison(runs: Sequence[RunFacts]) -> Figure | None:
         name = plain(facts.source, 24)
         data.append(_line(facts, "lower", name, tone, legendgroup=facts.id))
         data.append(_line(facts, "upper", f"{name}, upper bound", tone, legendgroup=facts.id, showlegend=False,
-                          **_POINTS))  # fmt: skip
+                          **_points(PROVED, tone, 8)))  # fmt: skip
     return _figure(data, 380, xaxis=_steps(), yaxis=_values("Lipschitz constant (l2)", log=True))

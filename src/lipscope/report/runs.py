@@ -114,6 +114,11 @@ class RunFacts:
         return max((int(s.step[-1]) for s in self.series.values() if len(s)), default=0)
 
     @property
+    def explained(self) -> int:
+        """How many steps the identity was read at."""
+        return len(self.values("observed_share")[0])
+
+    @property
     def growth(self) -> float | None:
         """By what factor the measured Lipschitz constant on the probe has grown since the first reading."""
         first, last = self.first("lower"), self.latest("lower")

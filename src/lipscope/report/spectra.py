@@ -58,6 +58,36 @@ class HeatMap:
     quantity: str
     norm: float
     images: int
+    clean: float
+    sampled: int
+    distinct: int
+
+    @property
+    def comparable(self) -> tuple[str, float]:
+        """Maps with the same of these can share a scale of colours."""
+        return self.quantity, self.norm
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Where the energy of the input's bands is at one layer; band i of it ends at `high[i]`, in cycles per sample of its own grid."""
+
+    name: str
+    kind: str
+    grid: tuple[int, ...]
+    high: tuple[float, ...]
+    energy: tuple[tuple[float, ...], ...]
+    gain: tuple[float, ...]
+    gain_se: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The response to noise whose variance falls with the frequency to the power `exponent`."""
+
+    exponent: float
+    response: float
+    se: float | None
 
 
 @dataclass(frozen=True)
@@ -76,6 +106,9 @@ class SpectrumFacts:
     exact: bool
     profile: tuple[Ring, ...]
     heat: HeatMap | None
+    layers: tuple[Layer, ...]
+    noise: tuple[Noise, ...]
+    white_bound: float | None
     notes: tuple[str, ...]
     interrupted: bool
 
@@ -116,7 +149,9 @@ def gather_spectrum(folder: Path, name: str) -> SpectrumFacts:
         data=data["source"].text(), samples=data["samples"].count(), grid=data["grid"].shape(),
         kind=document["kind"].text(), rows=rows, total=_row(folder / "total", document["total"], 1.0),
         exact=document["exact"].flag(), profile=tuple(_ring(ring) for ring in document["profile"].items()),
-        heat=_heat(document.get("heatmap")), notes=tuple(n.text() for n in document["notes"].items()),
+        heat=_heat(document.get("heatmap")), layers=tuple(_layer(layer) for layer in document["transfer"].items()),
+        noise=tuple(_noise(found) for found in document["noise"]["responses"].items()),
+        white_bound=_number(document["noise"], "white_bound"), notes=tuple(n.text() for n in document["notes"].items()),
         interrupted=document["interrupted"].flag(),
     )  # fmt: skip
 
@@ -176,4 +211,24 @@ def _heat(field: Field | None) -> HeatMap | None:
     if not rows or not isinstance(rows[0].value, list):  # a signal has one row
         rows = [nested]
     values = tuple(tuple(_optional(v.value, v) for v in row.items()) for row in rows)
-    return HeatMap(values, field["quantity"].text(), field["norm"].finite(), field["images"].count())
+    return HeatMap(
+        values, field["quantity"].text(), field["norm"].finite(), field["images"].count(), field["clean"].finite(),
+        field["sampled"].count(), field["distinct"].count(),
+    )  # fmt: skip
+
+
+def _layer(field: Field) -> Layer:
+    errors = field["gain_se"]
+    return Layer(
+        field["layer"].text(), field["kind"].text(), field["grid"].shape(), _finite(field["high"]),
+        tuple(_finite(row) for row in field["energy"].items()), _finite(field["gain"]),
+        tuple(_optional(e.value, e) for e in errors.items()),
+    )  # fmt: skip
+
+
+def _noise(field: Field) -> Noise:
+    return Noise(field["exponent"].finite(), field["response"].finite(), _number(field, "response_se"))
+
+
+def _finite(field: Field) -> tuple[float, ...]:
+    return tuple(entry.finite() for entry in field.items())
