@@ -297,7 +297,8 @@ def test_what_does_not_make_sense_is_refused_in_words() -> None:
         fourier_heatmap(twice, x, None, 1.0, layer="0")
 
 
-def test_stopped_it_keeps_the_frequencies_that_are_done() -> None:
+def test_stopped_it_keeps_the_frequencies_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lipscope.frequency.heatmap.GROUP", 8)  # one frequency with two phases
     spy, x = Spy(), batch(4, 1, 6)
 
     def stop(message: str, share: float) -> None:
@@ -311,3 +312,38 @@ def test_stopped_it_keeps_the_frequencies_that_are_done() -> None:
     known = ~kept.values.isnan()  # type: ignore[attr-defined]
     assert kept.sampled == 2 and int(known.sum()) == 3  # type: ignore[attr-defined]
     assert torch.equal(kept.values[known], whole.values[known])  # type: ignore[attr-defined]
+
+
+def test_groups_are_many_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = convolutional(1), batch(5, 1, 8, 7)
+    whole = fourier_heatmap(model, x, None, 1.0, layer="", generator=own(3))
+    monkeypatch.setattr("lipscope.frequency.heatmap.GROUP", 20)
+    parts = fourier_heatmap(model, x, None, 1.0, layer="", generator=own(3))
+    assert torch.allclose(whole.values, parts.values, rtol=0, atol=1e-12)
+
+
+def test_a_model_may_change_its_input_or_return_it() -> None:
+    """Perturbed images stand in one buffer that is written again and again: neither the clean images nor answers may be lost."""
+    x, y = batch(6, 2, 8, 7), torch.arange(6) % 5
+
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = convolutional()
+            self.eval()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.inner(images.mul_(2.0))
+
+    kept = x.clone()
+    for labels, layer in ((y, None), (None, "")):
+        found = fourier_heatmap(InPlace(), x, labels, 3.0, layer=layer)
+        wanted = fourier_heatmap(lambda t: convolutional()(2.0 * t), x, labels, 3.0, layer=layer)
+        assert torch.equal(found.values, wanted.values) and torch.equal(x, kept)
+
+    def view(images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+    labels = torch.full((6,), 3)
+    found = fourier_heatmap(view, x, labels, 30.0, batch_size=2)
+    assert torch.equal(found.values, fourier_heatmap(lambda t: t.flatten(1).clone(), x, labels, 30.0).values)

@@ -152,10 +152,10 @@ def small(bands: Any = None, **wishes: Any) -> Spectrum:
 
 
 def test_what_is_not_wanted_or_not_possible_is_null() -> None:
-    found: Any = small(bounds=False, depth_samples=0, heat_norm=1.0).to_json()
+    found: Any = small(bounds=False, depth_samples=0).to_json()
     assert found["importance"] is None and found["heatmap"] is None and found["transfer"] == []
     assert {row["status"] for row in found["bands"]} == {"no-bound"} and found["total"]["proved"] is None
-    assert found["noise"]["white_bound"] is None and "no labels" in found["notes"][0]
+    assert found["noise"]["white_bound"] is None and found["notes"] == []
     assert small(check=False).to_json()["total"]["status"] == "computed"  # type: ignore[index]
 
 
@@ -254,6 +254,8 @@ def test_the_commands_options(model: str, tmp_path: Path, capsys: pytest.Capture
         (["--data", "DATA", "--bands", "0"], "at least one band"),
         (["--data", "DATA", "--filler", "noise"], "filler"),
         (["--data", "DATA", "--budget", "0"], "budget"),
+        (["--data", "DATA", "--heatmap", "0"], "--heatmap"),
+        (["--data", "DATA", "--heatmap-frequencies", "3"], "--heatmap NORM"),
         (["--data", "DATA", "--method", "magic"], "method out of"),
         (["--data", "DATA", "--grid", "x"], "--grid"),
         (["--data", "DATA", "--grid", "7,7"], "divides"),
@@ -266,3 +268,28 @@ def test_wrong_use(
     options = [str(tmp_path / "data.npz") if o == "DATA" else o for o in options]
     assert run("spectrum", model, *options) == 2
     assert words in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_regressions_have_importance_and_a_map_of_changes(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = noise(9, 6, 5)
+    for name, targets in (("three", noise(9, 3, seed=4)), ("two", noise(9, 2, seed=4))):
+        np.savez(tmp_path / f"{name}.npz", x=x.numpy(), y=targets.numpy())
+    common = ["--bands", 2, "--method", "product", "--no-check", "--heatmap", 2, "--heatmap-frequencies", 7, "--json"]
+    assert run("spectrum", model, "--data", tmp_path / "three.npz", *common, "-o", tmp_path / "out") == 0
+    found = json.loads(capsys.readouterr().out)
+    with torch.no_grad():
+        outputs = network().float().double()(x[:, None])
+    detail = found["importance_detail"]
+    error = (outputs - noise(9, 3, seed=4)).square().mean(dim=1)
+    assert detail["full"] == pytest.approx(-float(error.mean()), rel=1e-9) and detail["gap"] < 1e-9
+    heat = found["heatmap"]
+    assert heat["quantity"] == "change of output" and (heat["sampled"], heat["distinct"]) == (7, 16)
+    assert len(heat["band_mean"]) == len(heat["band_se"]) == 2 and heat["band_se"][1] > 0
+    assert any("mean squared error" in note for note in found["notes"])
+    write_report([tmp_path / "out"], tmp_path / "page.html")
+    assert "7 of 16 frequencies were drawn" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert run("spectrum", model, "--data", tmp_path / "two.npz", *common) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["importance"] is None and any("3 outputs, the data 2 targets" in note for note in found["notes"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -50,6 +51,9 @@ def command(
     heat: Annotated[
         float | None, typer.Option("--heatmap", help="Add a Fourier heat map with waves of this l2 norm.")
     ] = None,
+    heat_frequencies: Annotated[
+        int | None, typer.Option("--heatmap-frequencies", help="Of the map: so many, drawn at random, instead of all.")
+    ] = None,
     method: Annotated[str, typer.Option("--method", help="Of the proofs: auto, or the name of one method.")] = "auto",
     budget: Annotated[float, typer.Option("--budget", help="Seconds for the proofs; checks are not counted.")] = 30.0,
     bundle: Annotated[Path | None, typer.Option("-o", "--bundle", help="Folder for spectrum and bundles.")] = None,
@@ -73,6 +77,10 @@ def command(
     methods(method)  # a wrong name is refused before anything is computed
     if not budget > 0:
         raise UsageError(f"expected a budget of more than 0 seconds, got {budget}")
+    if heat is not None and not 0 < heat < math.inf:
+        raise UsageError(f"expected a finite norm above 0 for --heatmap, got {heat}")
+    if heat_frequencies is not None and (heat is None or heat_frequencies < 1):
+        raise UsageError("expected --heatmap NORM and a number from 1 with --heatmap-frequencies")
     if bundle is not None:
         try_folder(bundle, MARKER)
     with progress() as shown:
@@ -81,8 +89,8 @@ def command(
         partition = band_masks(layout.grid, bands, kind)
         examples = load_data(data, layout, samples, seed)
         wishes = Wishes(
-            check=not no_check, importance=not no_importance, filler=filler, heat_norm=heat, budget=budget,
-            method=method,
+            check=not no_check, importance=not no_importance, filler=filler, heat_norm=heat,
+            heat_frequencies=heat_frequencies, budget=budget, method=method,
         )  # fmt: skip
         result = spectrum(loaded, examples, layout, partition, wishes, progress=shown)
     try:

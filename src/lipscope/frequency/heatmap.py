@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,10 +21,16 @@ from lipscope.frequency.bands import Bands
 from lipscope.frequency.evaluation import Model, check_inputs, check_labels, check_model
 from lipscope.frequency.observed import LayerChange, WrongAnswers
 from lipscope.frequency.statistics import standard_error
-from lipscope.frequency.waves import distinct_frequencies, mirror, phases_of, wave
+from lipscope.frequency.waves import distinct_frequencies, mirror, phases_of, waves
 
 PHASES = ("both", "cosine", "sine")
 """Which waves are used."""
+
+BATCH = 64
+"""Images of a forward pass: on a processor larger ones fall out of its cache and take up to three times as long per image."""
+
+GROUP = 2048
+"""Forward passes whose waves and signs are prepared together; an interrupted map loses at most so many."""
 
 PER = ("channel", "image")
 """What has a wave of the given length."""
@@ -116,7 +122,7 @@ def fourier_heatmap(
     frequencies: int | None = None,
     images: int | None = None,
     generator: torch.Generator | None = None,
-    batch_size: int = 256,
+    batch_size: int = BATCH,
     progress: Progress = silent,
 ) -> HeatMap:
     """The heat map of a model.
@@ -137,7 +143,7 @@ def fourier_heatmap(
         frequencies: measure only so many, drawn at random; all if None.
         images: measure with only so many, drawn at random; all if None.
         generator: for signs and draws; a new one with seed 0 if None, never the global one.
-        batch_size: images in one forward pass.
+        batch_size: images in one forward pass; accelerators want more than the default.
         progress: called with the share that is done.
 
     Raises:
@@ -162,7 +168,7 @@ def fourier_heatmap(
     total = float(norm) * (math.sqrt(x.shape[1]) if per == "channel" else 1.0)
     run = _Run(x[kept], observed, total / math.sqrt(x.shape[1]), phases, clip, own, batch_size)
     with torch.no_grad(), observed:
-        clean = observed.reference(run.x, batch_size)
+        clean = observed.reference(run.x.clone(), batch_size)  # a model may change its input in place
         found, stopped = _reached(run, chosen, progress)
     planned, rows = len(chosen), torch.cat(found)
     chosen = chosen[: len(rows)]
@@ -188,18 +194,21 @@ def clopper_pearson(rates: Tensor, count: int, level: float = 0.95) -> tuple[Ten
         count: of trials, at least 1.
         level: in (0, 1).
     """
-    from scipy.stats import beta
+    from scipy.special import betaincinv  # scipy.stats has it under another name and takes half a second to import
 
     tail, successes = (1 - level) / 2, rates.to(torch.float64).numpy() * count
     # Where there is no success (or no failure) a parameter is 0, for which scipy has nan; the end is then 0 (or 1).
-    lower = torch.from_numpy(beta.ppf(tail, successes, count - successes + 1)).nan_to_num(nan=0.0)
-    upper = torch.from_numpy(beta.ppf(1 - tail, successes + 1, count - successes)).nan_to_num(nan=1.0)
+    lower = torch.from_numpy(betaincinv(successes, count - successes + 1, tail)).nan_to_num(nan=0.0)
+    upper = torch.from_numpy(betaincinv(successes + 1, count - successes, 1 - tail)).nan_to_num(nan=1.0)
     return lower, upper
 
 
 @dataclass
 class _Run:
-    """The forward passes of a map; `length` and `waves` add up the lengths of what was applied after clipping."""
+    """The forward passes of a map; `length` and `waves` add up the lengths of what was applied after clipping.
+
+    Perturbed images are written into one buffer again and again: memory that is new costs more to touch than to fill.
+    """
 
     x: Tensor
     observed: Observed
@@ -210,35 +219,53 @@ class _Run:
     batch_size: int
     length: float = 0.0
     waves: int = 0
+    buffer: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.buffer = self.x.new_empty(self.batch_size, *self.x.shape[1:])
 
     def groups(self, chosen: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
-        """As many frequencies at a time as fill a batch; at least one."""
-        size = max(1, self.batch_size // (len(self.x) * (2 if self.phases == "both" else 1)))
+        """As many frequencies at a time as are worth preparing together; at least one.
+
+        Signs are drawn group by group: that must not depend on the size of batches.
+        """
+        size = max(1, GROUP // (len(self.x) * (2 if self.phases == "both" else 1)))
         return (chosen[i : i + size] for i in range(0, len(chosen), size))
 
     def rows(self, group: Sequence[tuple[int, ...]]) -> Tensor:
         """Mean over images and its standard error, (frequencies, 2)."""
         grid = tuple(self.x.shape[2:])
         phases = [phases_of(f, grid, self.phases) for f in group]
-        # Signs are drawn frequency by frequency, so that they do not depend on the size of batches.
-        signs = torch.cat([self._signs(len(p)) for p in phases])
-        shapes = [self.scale * wave(grid, f, p) for f, own in zip(group, phases, strict=True) for p in own]
-        waves = torch.stack(shapes).to(self.x)[:, None, None]
-        found = []
-        size, extra = max(1, self.batch_size // len(waves)), (1,) * len(grid)
-        for start in range(0, len(self.x), size):
-            part = slice(start, start + size)  # slices are views: nothing is copied but the images
-            clean = self.x[part]
-            images = torch.addcmul(clean, signs[:, part].reshape(len(waves), len(clean), -1, *extra), waves)
-            if self.clip is not None:
-                images = images.clamp(*self.clip)
-                self.length += float((images - clean).flatten(2).norm(dim=2).sum(dtype=torch.float64))
-                self.waves += len(waves) * len(clean)
-            found.append(self.observed(images.flatten(0, 1), part).reshape(len(waves), -1))
-        table = torch.cat(found, dim=1)
+        shapes = waves(grid, [(f, p) for f, own in zip(group, phases, strict=True) for p in own])
+        table = self.observed.values(self._table(self._signs(len(shapes)), (self.scale * shapes).to(self.x)))
         per_frequency = [rows.mean(dim=0) for rows in torch.split(table, [len(p) for p in phases])]
         per_image = torch.stack(per_frequency, dim=1)
         return torch.stack([per_image.mean(dim=0), standard_error(per_image)], dim=1)
+
+    def _table(self, signs: Tensor, shapes: Tensor) -> Tensor:
+        """What is observed of each wave (waves, *grid) on each image, (waves, images, ...), with signs (waves, images, C)."""
+        signs, shapes = signs.reshape(*signs.shape, *(1,) * (shapes.ndim - 1)), shapes[:, None, None]
+        rows = min(len(self.x), self.batch_size)  # all waves on some images, which meanwhile stay in the cache
+        at_once = self.batch_size // rows
+        return torch.cat([
+            torch.cat([
+                self._observe(slice(start, start + rows), signs[wave : wave + at_once], shapes[wave : wave + at_once])
+                for wave in range(0, len(shapes), at_once)
+            ])
+            for start in range(0, len(self.x), rows)
+        ], dim=1)  # fmt: skip
+
+    def _observe(self, part: slice, signs: Tensor, shapes: Tensor) -> Tensor:
+        clean = self.x[part]
+        flat = self.buffer[: len(shapes) * len(clean)]
+        images = flat.view(len(shapes), *clean.shape)
+        torch.addcmul(clean, signs[:, part], shapes, out=images)
+        if self.clip is not None:
+            images.clamp_(*self.clip)
+            self.length += float((images - clean).flatten(2).norm(dim=2).sum(dtype=torch.float64))
+            self.waves += len(shapes) * len(clean)
+        found = self.observed(flat, part)
+        return found.reshape(len(shapes), len(clean), *found.shape[1:])
 
     def _signs(self, count: int) -> Tensor:
         shape = (count, *self.x.shape[:2])

@@ -26,15 +26,19 @@ class WrongAnswers:
 
     def reference(self, x: Tensor, batch_size: int) -> float:
         """The error rate of images as they are."""
-        parts = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
-        return float(torch.cat([self(x[part], part) for part in parts]).mean())
+        scores = [self.model(part) for part in torch.split(x, batch_size)]
+        for part in scores:
+            check_scores(part, self.labels)
+        return float(self.values(torch.cat(scores).argmax(dim=1)).mean())
 
     def __call__(self, images: Tensor, part: slice) -> Tensor:
-        """Values (waves x images,) of perturbed images: the part of all images, for one wave after the other."""
-        scores, labels = self.model(images), self.labels[part]
-        check_scores(scores, labels)
-        wrong = scores.argmax(dim=1).reshape(-1, len(labels)) != labels
-        return wrong.flatten().to("cpu", torch.float64)
+        """The answers (waves x images,) to perturbed images: the part of all images, for one wave after the other."""
+        # Not the scores: they may be a view of the images, which are overwritten.
+        return self.model(images).argmax(dim=1)
+
+    def values(self, seen: Tensor) -> Tensor:
+        """Whether answers are wrong, (waves, images), from all answers."""
+        return (seen != self.labels).to("cpu", torch.float64)
 
 
 class LayerChange:
@@ -69,7 +73,11 @@ class LayerChange:
         clean = self._clean[part].flatten(1)
         change = self._output(images).reshape(-1, *clean.shape) - clean
         lengths: Tensor = torch.linalg.vector_norm(change, dim=2, dtype=torch.float64)
-        return lengths.flatten().cpu()
+        return lengths.flatten()
+
+    def values(self, seen: Tensor) -> Tensor:
+        """The same lengths, (waves, images)."""
+        return seen.cpu()
 
     def _output(self, images: Tensor) -> Tensor:
         self._seen.clear()

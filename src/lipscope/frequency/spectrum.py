@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -27,12 +28,13 @@ from lipscope.frequency.jacobian import Sensitivity, sensitivity
 from lipscope.frequency.layout import Layout
 from lipscope.frequency.statistics import number, numbers
 from lipscope.frequency.transfer import Transfer, noise_bound, noise_response, transfer_matrices
+from lipscope.frequency.waves import distinct_frequencies
 from lipscope.network.graph import Graph
 from lipscope.rules.graph_value import evaluate_graph
 
 if TYPE_CHECKING:
     from lipscope.frequency.heatmap import HeatMap
-    from lipscope.frequency.importance import SpectralImportance
+    from lipscope.frequency.importance import SpectralImportance, Value
     from lipscope.network.load.load import LoadedModel
 
 MARKER = "spectrum.json"
@@ -55,6 +57,7 @@ class Wishes:
         importance: whether Shapley values of the bands are computed, if there are labels.
         filler: what absent bands are replaced by.
         heat_norm: length of the waves of the Fourier heat map, None for no map.
+        heat_frequencies: so many frequencies of the map, drawn at random; all if None, or if there are no more.
         budget: seconds for the search for bounds.
         method: of the bounds, auto or the name of one.
         depth_samples: with how many examples transfer between layers is measured; 0 for not at all.
@@ -65,6 +68,7 @@ class Wishes:
     importance: bool = True
     filler: str = "other"
     heat_norm: float | None = None
+    heat_frequencies: int | None = None
     budget: float = 30.0
     method: str = "auto"
     depth_samples: int = 32
@@ -140,7 +144,7 @@ class Spectrum:
             "profile": radial_profile(power, self.bands.grid),
             "noise": self._noise(),
             "transfer": [layer.to_json() for layer in self.layers],
-            "heatmap": None if self.heat_map is None else self.heat_map.to_json(),
+            "heatmap": None if self.heat_map is None else _heat_json(self.heat_map, self.bands),
             "notes": list(self.notes),
             "interrupted": self.interrupted,
             "seconds": round(self.seconds, 3),
@@ -282,12 +286,25 @@ def _depth(result: Spectrum, layout: Layout, wishes: Wishes) -> Spectrum:
 def _important(result: Spectrum, model: Model, wishes: Wishes, notes: list[str], progress: Progress) -> Spectrum:
     if not wishes.importance or result.data.y is None:
         return result
-    from lipscope.frequency.importance import spectral_shapley
+    from lipscope.frequency.importance import log_probability, negative_squared_error, spectral_shapley
 
     data = result.data
     assert data.y is not None
+    targets, value = data.y, cast("Value", log_probability)
+    if targets.is_floating_point():
+        with torch.no_grad():
+            shape = model(data.x[:1]).shape[1:]
+        if math.prod(shape) != targets[0].numel():
+            notes.append(
+                f"no spectral importance: the model has {math.prod(shape)} outputs, the data {targets[0].numel()} targets"
+            )
+            return result
+        targets, value = targets.reshape(len(targets), *shape), negative_squared_error
+        notes.append("importance is of minus the mean squared error: the data has targets, no labels")
     try:
-        found = spectral_shapley(model, data.x, data.y, result.bands, wishes.filler, progress=progress)
+        found = spectral_shapley(
+            model, data.x, targets, result.bands, wishes.filler, value=value, progress=progress
+        )  # fmt: skip
     except UsageError as error:
         notes.append(f"no spectral importance: {error}")
         return result
@@ -299,8 +316,20 @@ def _heated(result: Spectrum, model: Model, wishes: Wishes, notes: list[str], pr
         return result
     from lipscope.frequency.heatmap import fourier_heatmap
 
-    labels = result.data.y if result.data.y is not None and not result.data.y.is_floating_point() else None
+    data = result.data
+    labels = data.y if data.y is not None and not data.y.is_floating_point() else None
     if labels is None:
-        notes.append("no heat map: it shows the share of errors, and the data has no labels")
-        return result
-    return replace(result, heat_map=fourier_heatmap(model, result.data.x, labels, wishes.heat_norm, progress=progress))
+        notes.append("the heat map shows the change of the output: there are no labels for a share of errors")
+    wanted = wishes.heat_frequencies
+    if wanted is not None and wanted >= len(distinct_frequencies(result.bands.grid)):
+        wanted = None
+    found = fourier_heatmap(
+        model, data.x, labels, wishes.heat_norm, layer="" if labels is None else None, frequencies=wanted, progress=progress
+    )  # fmt: skip
+    return replace(result, heat_map=found)
+
+
+def _heat_json(heat: HeatMap, bands: Bands) -> dict[str, object]:
+    """The map with its mean over each band, whose errors count the drawing of frequencies."""
+    mean, error = heat.profile(bands)
+    return heat.to_json() | {"band_mean": numbers(mean), "band_se": numbers(error)}

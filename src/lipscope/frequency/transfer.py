@@ -32,6 +32,8 @@ class Transfer:
         bands: the bands of its grid; empty rings of a coarse grid are left out, so there may be fewer than at the input.
         energy: (input bands, bands): mean over data and noise of `|P_c J_l(x) h|^2` for random unit vectors h of the band.
         se: standard errors.
+        gain: (input bands,): the sum of each row, mean of `|J_l(x) h|^2`, how much of a band's energy is there at all.
+        gain_se: standard errors; entries of a row are not independent, so that they do not follow from `se`.
     """
 
     node: int
@@ -40,13 +42,15 @@ class Transfer:
     bands: Bands
     energy: Tensor
     se: Tensor
+    gain: Tensor
+    gain_se: Tensor
 
     def to_json(self) -> dict[str, object]:
         """The same as plain numbers."""
         return {
             "layer": self.name, "kind": self.kind, "grid": list(self.bands.grid), "low": list(self.bands.low),
             "high": list(self.bands.high), "energy": [numbers(row) for row in self.energy],
-            "energy_se": [numbers(row) for row in self.se],
+            "energy_se": [numbers(row) for row in self.se], "gain": numbers(self.gain), "gain_se": numbers(self.gain_se),
         }  # fmt: skip
 
 
@@ -95,8 +99,13 @@ def transfer_matrices(
     result = []
     for i in wanted:
         energies = torch.stack(found[i], dim=1)
-        node = graph.nodes[i]
-        result.append(Transfer(i, _name(node), _kind(node), grids[i], energies.mean(dim=0), standard_error(energies)))
+        node, gains = graph.nodes[i], energies.sum(dim=2)
+        result.append(
+            Transfer(
+                i, _name(node), _kind(node), grids[i], energies.mean(dim=0), standard_error(energies),
+                gains.mean(dim=0), standard_error(gains),
+            )
+        )  # fmt: skip
     return result
 
 

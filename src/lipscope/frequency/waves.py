@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -37,11 +38,20 @@ def wave(grid: tuple[int, ...], frequency: tuple[int, ...], phase: Phase) -> Ten
 
     Its transform is supported on f and -f. There is no sine where f = -f: it would be zero.
     """
-    turns = torch.zeros((), dtype=torch.float64)
-    for f, n in zip(frequency, grid, strict=True):
+    return waves(grid, [(frequency, phase)])[0]
+
+
+def waves(grid: tuple[int, ...], wanted: Sequence[tuple[tuple[int, ...], Phase]]) -> Tensor:
+    """Several waves (waves, *grid): one transform of all of them takes less time than one for each."""
+    frequencies = torch.tensor([f for f, _ in wanted])
+    turns = torch.zeros(len(wanted), dtype=torch.float64)
+    for axis, n in enumerate(grid):
         # Whole turns are dropped in integers, so that large products f t lose no digits.
-        turns = turns[..., None] + torch.remainder(torch.arange(n) * f, n).to(turns) / n
-    angles = 2 * torch.pi * turns
-    values = torch.cos(angles) if phase == "cosine" else torch.sin(angles)
-    scaled: Tensor = values / torch.linalg.vector_norm(values)
-    return scaled
+        own = torch.remainder(frequencies[:, axis, None] * torch.arange(n), n).to(turns) / n
+        turns = turns[..., None] + own.reshape(len(wanted), *(1,) * axis, n)
+    # A sine is a cosine a quarter of a turn later.
+    late = torch.tensor([0.25 if phase == "sine" else 0.0 for _, phase in wanted], dtype=torch.float64)
+    shape = (len(wanted), *(1,) * len(grid))
+    values = turns.sub_(late.reshape(shape)).mul_(2 * torch.pi).cos_()
+    length = torch.linalg.vector_norm(values.flatten(1), dim=1)
+    return values.div_(length.reshape(shape))
