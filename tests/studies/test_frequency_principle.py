@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lipscope.claims.errors import Interrupted, UsageError
+from lipscope.claims.errors import UsageError
 from lipscope.claims.progress import silent
 from lipscope.studies.frequency_principle import STUDY, Settings, _grid, judge, measure
 from lipscope.studies.study import stored
@@ -54,16 +54,6 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     for wrong in ({"points": 20}, {"seeds": ()}, {"error": 1.0}, {"steps": 0}):
         with pytest.raises(UsageError):
             Settings(**wrong)  # type: ignore[arg-type]
-
-
-def test_stopped_it_keeps_the_runs_that_are_done() -> None:
-    def stop(message: str, share: float) -> None:
-        if message.startswith("seed 1"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(Interrupted) as stopped:
-        measure(TINY, stop)
-    assert [run["seed"] for run in stopped.value.result["runs"]] == [0]  # type: ignore[index]
 
 
 def test_the_stored_first_passages_fit_the_stored_errors() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from lipscope.claims.errors import Interrupted, UsageError
 from lipscope.claims.progress import silent
 from lipscope.frequency.fashion import FASHION
 from lipscope.studies.images import Recipe, attacked, images, network, project, proved_norm, train
-from lipscope.studies.lipschitz_low_pass import STUDY, Settings, judge, measure
+from lipscope.studies.lipschitz_low_pass import STUDY, Settings, _below, _falls, _run, judge, measure
 from lipscope.studies.study import stored
 
 TINY = Settings(
@@ -106,23 +107,58 @@ def test_a_tiny_run_stays_below_its_bounds_and_keeps_the_random_state() -> None:
             assert run["total_proved"] <= float(run["network"].split()[-1]) * (1 + 1e-5)
     standard = figures["networks"]["standard"]["share_of_standard"]
     assert all(share == {"mean": 1.0, "se": 0.0} for share in standard)
+    steps = [("standard", "constrained to 8"), ("constrained to 8", "constrained to 1")]
+    assert [(step["from"], step["to"]) for step in figures["tightened"]] == steps
+    for step in figures["tightened"]:
+        assert_left(step, figures["runs"])
+    assert figures["falls_with_constraint"] is _falls(figures["tightened"])
 
 
-def figures_of(means: list[float], error: float, hold: bool = True) -> dict[str, Any]:
-    shares = [{"mean": mean, "se": error} for mean in means]
-    return {"bounds_hold": hold, "networks": {"constrained to 4": {"share_of_standard": shares}}}
+def assert_left(step: dict[str, Any], runs: list[dict[str, Any]]) -> None:
+    """What is left is the mean over seeds of the ratio of mean gains, with its standard error."""
+    before, after = (
+        np.array([run["mean"] for run in sorted(runs, key=lambda run: run["seed"]) if run["network"] == step[end]])
+        for end in ("from", "to")
+    )
+    left = after / before
+    assert [f["mean"] for f in step["left"]] == pytest.approx(left.mean(axis=0).tolist())
+    assert [f["se"] for f in step["left"]] == pytest.approx((left.std(axis=0, ddof=1) / len(left) ** 0.5).tolist())
+
+
+def test_the_method_of_the_proofs_is_the_one_that_was_asked_for() -> None:
+    _, data = images("digits", 200, 60)
+    runs = {method: _run(replace(TINY, method=method), data, Recipe(1), 0) for method in ("product", "absolute")}
+    assert runs["absolute"]["largest"] == runs["product"]["largest"]
+    assert runs["absolute"]["total_proved"] != runs["product"]["total_proved"]
+    for run in runs.values():
+        assert _below(run)
+    with pytest.raises(UsageError, match="prodct"):
+        measure(replace(TINY, method="prodct"), silent)
+
+
+def figures_of(means: list[list[float]], error: float, hold: bool = True) -> dict[str, Any]:
+    steps = [{"left": [{"mean": mean, "se": error} for mean in bands]} for bands in means]
+    return {"bounds_hold": hold, "tightened": steps}
 
 
 @pytest.mark.parametrize(("means", "error", "hold", "holds"), [
-    ([0.5, 0.3], 0.1, True, True), ([0.5, 0.3], 0.1, False, False), ([0.5, 1.01], 0.001, True, False),
-    ([0.5, 0.9], 0.06, True, None),
+    ([[0.5, 0.3]], 0.1, True, True), ([[0.5, 0.3]], 0.1, False, False), ([[0.5, 1.01]], 0.001, True, False),
+    ([[0.5, 0.9]], 0.06, True, None), ([[0.5, 0.3], [0.5, 1.01]], 0.001, True, False),
+    ([[0.5, 0.3], [0.9, 0.3]], 0.06, True, None), ([[0.5, 0.3], [0.8, 0.3]], 0.06, True, True),
 ])  # fmt: skip
-def test_the_verdict(means: list[float], error: float, hold: bool, holds: bool | None) -> None:
+def test_the_verdict(means: list[list[float]], error: float, hold: bool, holds: bool | None) -> None:
     assert judge(figures_of(means, error, hold), Settings()) is holds
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    for wrong in ({"seeds": (0,)}, {"seeds": (1, 1)}, {"budgets": ()}, {"budgets": (0.0,)}, {"images": 5000}):
+    for wrong in (
+        {"seeds": (0,)},
+        {"seeds": (1, 1)},
+        {"budgets": ()},
+        {"budgets": (0.0,)},
+        {"budgets": (4.0, 4.0)},
+        {"images": 5000},
+    ):
         with pytest.raises(UsageError):
             Settings(**wrong)  # type: ignore[arg-type]
 
@@ -151,6 +187,9 @@ def test_every_stored_gain_is_below_its_bound_and_means_are_those_of_the_runs() 
         assert run["total_largest"] <= sum(gain**2 for gain in run["largest"]) ** 0.5 * (1 + 1e-9)
         if run["network"].startswith("constrained"):
             assert run["total_proved"] <= float(run["network"].split()[-1]) * (1 + 1e-5)
+    assert len(figures["tightened"]) == len(result["settings"]["budgets"])
+    for step in figures["tightened"]:
+        assert_left(step, figures["runs"])
     for name, network_figures in figures["networks"].items():
         rows = np.array([run["mean"] for run in figures["runs"] if run["network"] == name])
         assert [f["mean"] for f in network_figures["mean"]] == pytest.approx(rows.mean(axis=0).tolist())

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lipscope.claims.errors import Interrupted, UsageError
+from lipscope.claims.errors import UsageError
 from lipscope.claims.progress import Progress
 from lipscope.studies.study import Figures, Study
 
@@ -49,13 +49,11 @@ class Settings:
 
 def measure(settings: Settings, progress: Progress) -> dict[str, object]:
     """When each peak of the target's spectrum is fitted, on the training grid and on the test grid, for each seed."""
-    runs: list[dict[str, object]] = []
-    try:
-        for number, seed in enumerate(settings.seeds):
-            runs.append(_run(settings, seed, progress, number / len(settings.seeds)))
-    except KeyboardInterrupt:
-        raise Interrupted(f"stopped after {len(runs)} of {len(settings.seeds)} seeds", {"runs": runs}) from None
-    return {"runs": runs}
+    from lipscope.studies.regression import each_seed
+
+    return each_seed(
+        settings.seeds, lambda seed, done: _run(settings, seed, progress, done), lambda runs: {"runs": runs}
+    )
 
 
 def _run(settings: Settings, seed: int, progress: Progress, done: float) -> dict[str, object]:
@@ -63,18 +61,20 @@ def _run(settings: Settings, seed: int, progress: Progress, done: float) -> dict
 
     from lipscope.claims.quantity import Moment
     from lipscope.frequency import PeakError, first_passage
+    from lipscope.studies.regression import descent
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _network(settings)
     grids = {"train": _grid(settings.points), "test": _grid(settings.test_points)}
     x, y = grids["train"]
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     quantity = PeakError()
     records: dict[str, list[list[float]]] = {name: [] for name in grids}
     peaks: dict[str, list[int]] = {}
     steps = []
-    for step in range(settings.steps + 1):
+    figures: dict[str, object] = {"seed": seed}
+    for step, loss in descent(model, x, y, settings.learning_rate, settings.steps):
+        figures["last_loss"] = loss
         if step % settings.every == 0:
             progress(f"seed {seed}, step {step}", done + step / settings.steps / len(settings.seeds))
             steps.append(step)
@@ -82,13 +82,6 @@ def _run(settings: Settings, seed: int, progress: Progress, done: float) -> dict
                 readings = list(quantity.read(Moment(step, model, inputs, targets, None, torch.Generator())))
                 records[name].append([r.value for r in readings])
                 peaks[name] = [int(r.name.rsplit(" ", 1)[1]) for r in readings]
-        loss = torch.nn.functional.mse_loss(model(x), y)
-        if step == settings.steps:
-            break
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    figures: dict[str, object] = {"seed": seed, "last_loss": loss.item()}
     for name, rows in records.items():
         errors = torch.tensor(rows, dtype=torch.float64)
         # "The error is at most e" is "1 - error is at least 1 - e".

@@ -7,12 +7,14 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lipscope.claims.errors import Interrupted, UsageError
+from lipscope.claims.errors import UsageError
 from lipscope.claims.progress import Progress
 from lipscope.studies.study import Figures, Study
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from lipscope.studies.regression import Runs
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,13 @@ class Settings:
 
 def measure(settings: Settings, progress: Progress) -> dict[str, object]:
     """First-passage steps of all frequencies and their rank correlation, for each seed."""
-    runs: list[dict[str, object]] = []
-    try:
-        for number, seed in enumerate(settings.seeds):
-            runs.append(_run(settings, seed, progress, number / len(settings.seeds)))
-    except KeyboardInterrupt:
-        raise Interrupted(f"stopped after {len(runs)} of {len(settings.seeds)} seeds", _summary(runs)) from None
-    return _summary(runs)
+    from lipscope.studies.regression import each_seed
+
+    return each_seed(settings.seeds, lambda seed, done: _run(settings, seed, progress, done), _summary)
 
 
-def _summary(runs: list[dict[str, object]]) -> dict[str, object]:
-    values = [float(r["spearman"]) for r in runs if r["spearman"] is not None]  # type: ignore[arg-type]
+def _summary(runs: Runs) -> dict[str, object]:
+    values = [float(r["spearman"]) for r in runs if r["spearman"] is not None]
     return {"median_spearman": statistics.median(values) if values else None, "runs": runs}
 
 
@@ -73,6 +71,7 @@ def _run(settings: Settings, seed: int, progress: Progress, done: float) -> dict
 
     from lipscope.claims.quantity import Moment, Reading
     from lipscope.frequency import AmplitudeRatio, ResidualSplit
+    from lipscope.studies.regression import descent
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -80,24 +79,18 @@ def _run(settings: Settings, seed: int, progress: Progress, done: float) -> dict
         model = _network(settings)
     quantity = AmplitudeRatio(settings.frequencies)
     split = ResidualSplit(cutoff=statistics.median(settings.frequencies))
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     history: list[tuple[int, list[Reading]]] = []
     slopes, best = {}, float("inf")
     first = _proved_constant(model)
-    for step in range(settings.steps + 1):
+    for step, loss in descent(model, x, y, settings.learning_rate, settings.steps):
         if step % settings.every == 0:
             if step % (settings.every * 20) == 0:
                 progress(f"seed {seed}, step {step}", done + step / settings.steps / len(settings.seeds))
             moment = Moment(step, model, x, y, None, torch.Generator())
             history.append((step, list(quantity.read(moment))))
             slopes[step] = _steepest(model, x)
-        loss = torch.nn.functional.mse_loss(model(x), y)
-        if step == settings.steps:
-            break
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        best = min(best, loss.item())
+        if step < settings.steps:
+            best = min(best, loss)
     passage = quantity.first_passage(history, settings.threshold)
     ends = {reading.name: reading.value for reading in split.read(moment)}
     correlation = passage.spearman()
