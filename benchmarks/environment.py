@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
@@ -22,3 +24,14 @@ def environment() -> dict[str, object]:
         "load when begun": round(os.getloadavg()[0], 2),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def versions(packages: Iterable[str]) -> dict[str, object]:
+    """The versions of further packages, None for one that is not installed."""
+    found: dict[str, object] = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
