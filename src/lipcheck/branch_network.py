@@ -7,6 +7,7 @@ values at unit vectors, which are exact: each entry is one coefficient times 1, 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from lipcheck.region import Region
 from lipcheck.rounding import Floats
 
 KINDS = frozenset(
-    "Dense Conv ConvTranspose AddConstant MulConstant DivConstant Add Concat Sum Mean Reshape Transpose Slice Pad Gather Expand".split()
+    "Dense Conv ConvTranspose AddConstant MulConstant DivConstant Add Concat Sum Mean AveragePool Reshape Transpose Slice Pad Gather Expand".split()
 )
 """Affine kinds whose coefficients are rational."""
 
@@ -283,6 +284,10 @@ def _matrix(node: Node, shapes: Sequence[tuple[int, ...]], place: int) -> fmpq_m
     fields, divisors = dict(node.fields), None
     if node.kind == "Mean":
         divisors = [fmpq(math.prod(shapes[0][a] for a in node["axes"]))] * node.size
+    elif node.kind == "AveragePool":  # sums over the windows, then divided by their counts
+        counts = functools.reduce(np.multiply.outer, [rows[:, 2].astype(np.float64) for rows in node["windows"]])
+        divisors = exact(np.broadcast_to(counts, node.shape))
+        fields = {"windows": tuple(rows * [1, 1, 0] + [0, 0, 1] for rows in node["windows"])}
     elif node.kind == "DivConstant":
         divisors = exact(np.broadcast_to(node["value"], node.shape))
         fields = {"value": np.ones(node.shape)}

@@ -41,16 +41,31 @@ class Bundle:
     arrays: Mapping[str, Array]
 
     def array(self, value: object) -> Array:
-        """The array that `{"array": "<digest>"}` names.
+        """The array that `{"array": "<digest>"}` names, or a part of it, `{"array": "<digest>", "offset": n, "shape": [..]}`.
 
         Raises:
             Rejected: it is not such a reference, or the array is not in the bundle.
         """
+        if isinstance(value, dict) and set(value) == {"array", "offset", "shape"}:
+            return self._part(value)
         if not isinstance(value, dict) or set(value) != {"array"} or not isinstance(value["array"], str):
             raise Rejected(f"expected a reference to an array, got {_short(value)}")
         if value["array"] not in self.arrays:
             raise Rejected(f"expected array {_short(value['array'])} in the bundle, it is not there")
         return self.arrays[value["array"]]
+
+    def _part(self, value: dict[str, Any]) -> Array:
+        """The entries from `offset` on of a vector, row-major in `shape`."""
+        whole, shape = self.array({"array": value["array"]}), value["shape"]
+        if whole.ndim != 1 or not isinstance(shape, list) or len(shape) > 32:
+            raise Rejected(f"expected a part of a vector, got {_short(value)}")
+        sizes = tuple(integer(d, "a part's shape", 0, whole.size) for d in shape)
+        start = integer(value["offset"], "a part's offset", 0, whole.size)
+        if start + math.prod(sizes) > whole.size:
+            raise Rejected("a part goes beyond the end of its vector")
+        if math.prod(max(d, 1) for d in sizes) > 2**40:  # empty, and too long for numpy all the same
+            raise Rejected(f"expected the shape of an array, got {_short(value)}")
+        return whole[start : start + math.prod(sizes)].reshape(sizes)
 
     def vector(self, value: object, size: int, what: str) -> NDArray[np.float64]:
         """A finite float64 vector of the given size.

@@ -17,6 +17,7 @@ from lipcheck.boxes import Box, Boxes
 from lipcheck.branch import prove_branch
 from lipcheck.branch_network import Split
 from lipcheck.bundle import Bundle, integer, keys, real
+from lipcheck.cover import prove_cover
 from lipcheck.directions import PREFIX, Directions, amplification, error
 from lipcheck.errors import Rejected
 from lipcheck.gains import gain, join
@@ -27,9 +28,11 @@ from lipcheck.narrow import Narrowing
 from lipcheck.nodes import Network
 from lipcheck.norms import prove_cholesky, prove_dense, prove_schur, prove_sums
 from lipcheck.quadratic import prove_quadratic
+from lipcheck.quadratic_sums import prove_quadratic_sums
 from lipcheck.region import Region
 from lipcheck.rounding import Floats, up
 from lipcheck.segments import Operator, build
+from lipcheck.torus import prove_torus
 
 EVIDENCE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sums": (("l1", "linf"), ()),
@@ -201,35 +204,42 @@ def _evidence(proof: Proof, operator: Operator, t: float, evidence: object) -> N
         proof.failure += Fraction(prove_lanczos(operator, t, stored, proof.generator()))
 
 
-def _segment(proof: Proof, index: int, step: dict[str, Any]) -> float:
-    source = integer(step["from"], "from", 0, index - 1)
+def _from(proof: Proof, index: int, step: dict[str, Any]) -> tuple[int, float]:
+    """Where a step begins, a node that has a constant, and its norm, finite and >= 0."""
+    source, t = integer(step["from"], "from", 0, index - 1), real(step["norm"], "norm")
     proof.constant(source)
-    t = real(step["norm"], "norm")
     if not 0 <= t < math.inf:
         raise Rejected(f"expected a finite norm >= 0, got {t}")
+    return source, t
+
+
+def _segment(proof: Proof, index: int, step: dict[str, Any]) -> float:
+    source, t = _from(proof, index, step)
     operator = build(proof.network, proof.slopes, source, index)
     _evidence(proof, operator, t, step["evidence"])
     return proof.step(source, index, t, "segment")
 
 
 def _quadratic(proof: Proof, index: int, step: dict[str, Any], bundle: Bundle) -> float:
-    source = integer(step["from"], "from", 0, index - 1)
-    proof.constant(source)
-    t = real(step["norm"], "norm")
-    if not 0 <= t < math.inf:
-        raise Rejected(f"expected a finite norm >= 0, got {t}")
-    if proof.norm != "l2":
-        raise Rejected(f"rule quadratic says nothing about {proof.norm}")
-    prove_quadratic(proof.network, proof.slopes, source, index, t, step["evidence"], bundle)
+    source, t = _from(proof, index, step)
+    if proof.norm == "l2":
+        where = (proof.network, proof.slopes, source, index, t, step["evidence"], bundle)
+        if not (isinstance(step["evidence"], dict) and step["evidence"].get("kind") == "torus"):
+            prove_quadratic(*where)
+        elif proof.directions is None:
+            prove_torus(*where)
+        else:
+            raise Rejected("evidence torus says nothing about directions")
+    elif proof.directions is not None:
+        raise Rejected(f"rule quadratic says nothing about directions in {proof.norm}")
+    else:
+        prove_quadratic_sums(proof.network, proof.slopes, source, index, proof.norm, t, step["evidence"], bundle)
     return proof.step(source, index, t, "quadratic")
 
 
 def _branch(proof: Proof, index: int, step: dict[str, Any], bundle: Bundle) -> float:
-    integer(step["from"], "from", 0, 0)
-    t = real(step["norm"], "norm")
-    if not 0 <= t < math.inf:
-        raise Rejected(f"expected a finite norm >= 0, got {t}")
-    if index != proof.network.output or proof.directions is not None or proof.region is None:
+    source, t = _from(proof, index, step)
+    if source != 0 or index != proof.network.output or proof.directions is not None or proof.region is None:
         raise Rejected("rule branch speaks of the values of the whole network, in all directions")
     stored = keys(step["evidence"], {"kind", "tree", "multipliers"}, "evidence branch")
     if stored["kind"] != "branch":
@@ -242,11 +252,7 @@ def _branch(proof: Proof, index: int, step: dict[str, Any], bundle: Bundle) -> f
 
 def _entrywise(proof: Proof, index: int, step: dict[str, Any], bundle: Bundle) -> float:
     """Rules `absolute` and `jacobian`."""
-    source = integer(step["from"], "from", 0, index - 1)
-    proof.constant(source)
-    t = real(step["norm"], "norm")
-    if not 0 <= t < math.inf:
-        raise Rejected(f"expected a finite norm >= 0, got {t}")
+    source, t = _from(proof, index, step)
     if proof.directions is not None:
         raise Rejected(f"rule {step['rule']} says nothing about directions")
     where = (source, index, proof.norm, t, step["evidence"], bundle)
@@ -349,6 +355,8 @@ def prove_upper(proof: Proof, document: object, bundle: Bundle) -> float:
     Raises:
         Rejected: a step is not proved; the message names it.
     """
+    if isinstance(document, dict) and "cover" in document:
+        return _cover(proof, document, bundle)
     optional = {"lines", "narrowed"} if isinstance(document, dict) and "narrowed" in document else set()
     stored = keys(document, {"method", "intervals", "slopes", "steps"} | optional, "proof.json")
     if not isinstance(stored["method"], str) or not isinstance(stored["steps"], list):
@@ -362,3 +370,30 @@ def prove_upper(proof: Proof, document: object, bundle: Bundle) -> float:
     for step in stored["steps"]:
         before = _step(proof, step, before, bundle)
     return proof.constant(proof.network.output)
+
+
+def _cover(proof: Proof, document: object, bundle: Bundle) -> float:
+    """The largest constant of the boxes of a cover, each proved on its own box, without what is known of others.
+
+    Raises:
+        Rejected: see `prove_cover`.
+    """
+    region = proof.region
+    if region is None or region.box is None or proof.directions is not None:
+        raise Rejected("a cover is for bounded regions, in all directions")
+
+    def prove(box: Box, leaf: object) -> float:
+        own = Proof(
+            proof.network, proof.norm, Boxes(proof.network, box), proof.generator, lambda message: None,
+            Region("box", region.norm, box),
+        )  # fmt: skip
+        constant = prove_upper(own, leaf, bundle)
+        proof.failure += own.failure
+        return constant
+
+    began = time.perf_counter()
+    worst = prove_cover(document, Box(region.box.lo.reshape(-1), region.box.hi.reshape(-1)), prove, proof.progress)
+    seconds = round(time.perf_counter() - began, 6)
+    output = proof.network.output
+    proof.steps.append({"node": output, "rule": "cover", "constant": {"float": worst.hex()}, "seconds": seconds})
+    return worst

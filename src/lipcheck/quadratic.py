@@ -57,12 +57,29 @@ def prove_quadratic(
         raise Rejected("expected evidence of kind quadratic")
     part = Part(network, slopes, source, target)
     values = _multipliers(part, stored["multipliers"], bundle)
-    form, blocks = _output(part)
-    for k in reversed(range(len(part.layers))):
-        form, blocks = _eliminate(part, k, values[k], form, blocks)
+    form = eliminated(part, part.output, values, part.roundings)
     square = float(np.nextafter(t * t, 0.0))
     if not math.isfinite(square) or not _below(form, square):
         raise Rejected(f"the multipliers do not prove the constant {t!r}")
+
+
+def eliminated(part: Part, output: Mapping[int, Form], values: list[Floats], roundings: int) -> Floats:
+    """A matrix Q on the start with `|output difference|^2 <= x^T Q x`, for any linear functions of the blocks as output.
+
+    Args:
+        part: the walk.
+        output: the functions, within `gamma(roundings)` of their sizes.
+        values: multipliers >= 0 of every layer.
+        roundings: at least `part.roundings`.
+
+    Raises:
+        Rejected: a layer's inequality is not proved.
+    """
+    form, blocks = _output(output, roundings)
+    for k in reversed(range(len(part.layers))):
+        form, blocks = _eliminate(part.layers[k], k + 1, values[k], form, blocks, roundings)
+    size = part.network.nodes[part.source].size
+    return form if 0 in blocks else np.zeros((size, size))
 
 
 def _multipliers(part: Part, document: object, bundle: Bundle) -> list[Floats]:
@@ -92,15 +109,15 @@ def _places(widths: Mapping[int, int]) -> Blocks:
     return places
 
 
-def _output(part: Part) -> tuple[Floats, Blocks]:
+def _output(output: Mapping[int, Form], roundings: int) -> tuple[Floats, Blocks]:
     """A form Q with |output difference|^2 <= Q: `F^T F` plus the row sums of its error on the diagonal."""
-    blocks = _places({b: f.matrix.shape[1] for b, f in part.output.items()})
+    blocks = _places({b: f.matrix.shape[1] for b, f in output.items()})
     if not blocks:
         return np.zeros((0, 0)), blocks
-    matrix = np.concatenate([part.output[b].matrix for b in blocks], axis=1)
-    size = np.concatenate([part.output[b].size for b in blocks], axis=1) + FLOOR
+    matrix = np.concatenate([output[b].matrix for b in blocks], axis=1)
+    size = np.concatenate([output[b].size for b in blocks], axis=1) + FLOOR
     product = matrix.T @ matrix
-    error = gamma(2 * part.roundings + len(matrix) + 20) * (size.T @ size) + FLOOR
+    error = gamma(2 * roundings + len(matrix) + 20) * (size.T @ size) + FLOOR
     form = (product + product.T) / 2
     return form + np.diag(error.sum(axis=1) * (1 + 1e-9)), blocks
 
@@ -130,9 +147,10 @@ def _pick(form: Form, absolute: bool) -> Floats:
     return form.size + FLOOR if absolute else form.matrix
 
 
-def _eliminate(part: Part, k: int, values: Floats, form: Floats, blocks: Blocks) -> tuple[Floats, Blocks]:
-    """The form on the blocks before layer k that follows from one on the blocks up to it."""
-    layer, own = part.layers[k], k + 1
+def _eliminate(
+    layer: Units, own: int, values: Floats, form: Floats, blocks: Blocks, roundings: int
+) -> tuple[Floats, Blocks]:
+    """The form on the blocks before a layer that follows from one on the blocks up to it; its own block is `own`."""
     widths = {b: s.stop - s.start for b, s in blocks.items() if b != own}
     widths.update({b: f.matrix.shape[1] for b, f in layer.reads.items()})
     later = _places(widths)
@@ -147,7 +165,7 @@ def _eliminate(part: Part, k: int, values: Floats, form: Floats, blocks: Blocks)
             size[places[b], places[c]] += np.abs(form[rows, columns])
     if not (np.isfinite(matrix).all() and np.isfinite(size).all()):
         raise Rejected("overflow in the quadratic form")
-    error = gamma(2 * part.roundings + len(values) + 20) * size
+    error = gamma(2 * roundings + len(values) + 20) * size
     try:
         complement = matrix[:width, width:] @ np.linalg.solve(matrix[width:, width:], matrix[width:, :width])
     except np.linalg.LinAlgError:

@@ -21,7 +21,12 @@ from lipscope.claims.claim import Claim, Output
 from lipscope.claims.regions import Everywhere, Region
 from lipscope.network.graph import Graph
 
-METHODS: dict[str, Method] = {"absolute": Absolute(), "local": LocalJacobian(), "product": Product()}
+METHODS: dict[str, Method] = {
+    "absolute": Absolute(),
+    "local": LocalJacobian(boxes=1),
+    "boxes": LocalJacobian(boxes=24),
+    "product": Product(),
+}
 
 
 @cache

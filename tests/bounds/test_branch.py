@@ -211,6 +211,21 @@ def test_max_min() -> None:
             expect_lower(result.upper.value, result.lower * (1 + 1e-3))
 
 
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_small_network_of_convolutions_and_average_pooling(norm: str, padded: bool) -> None:
+    """Windows of 3 have coefficients 1/3 that no float is; with padding left out of the count, those at the border have 1/2."""
+    torch.manual_seed(3)
+    pool = nn.AvgPool1d(3, 2, 1, count_include_pad=False) if padded else nn.AvgPool1d(3, 2)
+    module = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(), pool, nn.Flatten(), nn.LazyLinear(2)).double().eval()
+    module(torch.zeros(1, 1, 7, dtype=torch.float64))
+    box = np.full(7, -0.3), np.full(7, 0.5)
+    result = bound(load(module, input_shape=(1, 7)), norm, "box:-0.3,0.5", method="branch", budget=15)
+    assert result.upper.status == "certified", result.upper
+    expect_upper(result.upper.value, sampled_lower(module, (1, 7), norm, box, 60))
+    expect_lower(result.upper.value, result.lower * (1 + 1e-3))
+
+
 def test_one_input_on_all_its_pieces() -> None:
     module = he((1, 6, 5, 2), 13)
     graph = load(module, input_shape=(1,))

@@ -11,11 +11,12 @@ import torch
 
 from bounds.local_cases import points as sampled
 from bounds.local_cases import problem
-from harness.networks import BY_NAME, NETWORKS
+from harness.networks import BY_NAME, NETWORKS, dense
 from lipcheck.errors import Rejected
 from lipcheck.lines import Lines as CheckerLines
 from lipcheck.lines import prove_lines
 from lipcheck.nodes import Node as CheckerNode
+from lipscope import bound, load
 from lipscope.bounds.local.backward import Backward
 from lipscope.bounds.local.lines import Lines, lines
 from lipscope.bounds.problem import pose, propagate
@@ -188,3 +189,16 @@ def test_a_ball_of_radius_zero_is_its_center(name: str) -> None:
     box = tiny.intervals[posed.graph.output]
     assert (box.lower.reshape(-1) <= value + 1e-12).all() and (value - 1e-12 <= box.upper.reshape(-1)).all()
     assert math.isfinite(float(box.upper.max())) and float((box.upper - box.lower).max()) < 1e-9
+
+
+def test_narrowing_obeys_the_budget_and_says_what_was_left_out() -> None:
+    """A tiny budget leaves layers with interval bounds, in words; a larger one leaves none, and is never worse."""
+    module = dense(6, 40, 40, 40, 2).double().eval()
+    model = load(module, input_shape=(6,))
+    bounds_ = []
+    for budget, left in ((1e-4, True), (5.0, False)):
+        result = bound(model, "linf", "box:-0.1,0.1", method="absolute", budget=budget)
+        assert any("keep interval bounds" in warning for warning in result.warnings) == left
+        assert result.upper.status == "certified"
+        bounds_.append(result.upper.value)
+    assert bounds_[1] < bounds_[0]

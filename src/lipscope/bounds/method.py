@@ -54,10 +54,24 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Proof:
-    """Why an upper bound holds, in the form that the checker recomputes."""
+    """Why an upper bound holds, in the form that the checker recomputes: steps, or a cover and no steps."""
 
     method: str
     steps: tuple[Step, ...]
+    cover: Cover | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Cover:
+    """Boxes that cover the region, each with a proof; the bound is the largest of theirs.
+
+    Attributes:
+        cuts: in preorder, for each box that is cut a coordinate and a place, for each other None; the half below comes first.
+        leaves: for each box that is not cut, in the same order, the claim about it and its proof.
+    """
+
+    cuts: tuple[tuple[int, float] | None, ...]
+    leaves: tuple[tuple[Problem, Proof], ...]
 
 
 @dataclass(frozen=True)

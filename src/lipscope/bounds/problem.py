@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipscope.bounds.local.narrowing import Narrowing, narrow
+from lipscope.bounds.local.narrowing import MOST, Narrowing, narrow
 from lipscope.claims.claim import Claim, Output
 from lipscope.claims.errors import LipscopeError
 from lipscope.claims.norms import Norm
@@ -95,12 +95,14 @@ class Problem:
         graph: the same, followed by the selection of the claim's output.
         claim: what is asked.
         data: points of the input space worth looking at, (k, input size).
+        narrowing_work: multiply-adds that linear bounds of values may take.
     """
 
     stored: Graph
     graph: Graph
     claim: Claim
     data: Tensor
+    narrowing_work: int = MOST
 
     @property
     def norm(self) -> Norm:
@@ -120,7 +122,7 @@ class Problem:
     def narrowing(self) -> Narrowing | None:
         """Boxes of all values over the region with the linear bounds that narrowed them, or None for the whole space."""
         region = self.claim.region
-        return None if isinstance(region, Everywhere) else narrow(self.graph, region, self.norm)
+        return None if isinstance(region, Everywhere) else narrow(self.graph, region, self.norm, self.narrowing_work)
 
     @cached_property
     def intervals(self) -> dict[int, Interval] | None:
@@ -176,12 +178,18 @@ class Problem:
         return tuple(known)
 
 
-def pose(graph: Graph, claim: Claim, data: Tensor | None = None) -> Problem:
+def pose(graph: Graph, claim: Claim, data: Tensor | None = None, narrowing_work: int = MOST) -> Problem:
     """The problem of `claim` about `graph`.
+
+    Args:
+        graph: the network.
+        claim: what is asked.
+        data: points worth looking at.
+        narrowing_work: multiply-adds that linear bounds of values may take; nodes left out are listed in `narrowing.left`.
 
     Raises:
         UsageError: the region does not fit the graph's input.
     """
     check_size(claim.region, graph.input_size)
     points = torch.zeros((0, graph.input_size), dtype=torch.float64) if data is None else data
-    return Problem(graph, select_output(graph, claim.output), claim, points)
+    return Problem(graph, select_output(graph, claim.output), claim, points, narrowing_work)

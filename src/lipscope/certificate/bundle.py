@@ -7,13 +7,13 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lipscope.bounds.local.narrowing import stored
 from lipscope.certificate.files import new_folder, replaceable, write_file
-from lipscope.claims.errors import UsageError
+from lipscope.claims.errors import InternalError, UsageError
 from lipscope.claims.regions import Ball, Box
 from lipscope.network.graph import array_digest, encode
 from lipscope.network.nodes import Array
@@ -37,6 +37,30 @@ class _Arrays:
         digest = array_digest(array)
         self.by_digest[digest] = array
         return {"array": digest}
+
+
+class _Packed:
+    """Arrays put one after the other into one vector for each dtype: a cover has thousands of them, most of them small."""
+
+    def __init__(self) -> None:
+        self.parts: dict[np.dtype[Any], list[Array]] = {}
+        self.references: dict[np.dtype[Any], list[Json]] = {}
+        self.lengths: dict[np.dtype[Any], int] = {}
+
+    def put(self, array: Array) -> Json:
+        start = self.lengths.get(array.dtype, 0)
+        reference: Json = {"offset": start, "shape": list(array.shape)}
+        self.parts.setdefault(array.dtype, []).append(array.reshape(-1))
+        self.references.setdefault(array.dtype, []).append(reference)
+        self.lengths[array.dtype] = start + array.size
+        return reference
+
+    def into(self, arrays: _Arrays) -> None:
+        """Store the vectors, and complete the references."""
+        for dtype, parts in self.parts.items():
+            whole = arrays.put(np.concatenate(parts))
+            for reference in self.references[dtype]:
+                reference.update(whole)
 
 
 def _number(value: float | None) -> Json | None:
@@ -144,7 +168,13 @@ def _proof(result: Result, arrays: _Arrays) -> Json:
     return _derivation(result.problem, result.candidate.proof, arrays)
 
 
-def _derivation(problem: Problem, proof: Proof, arrays: _Arrays) -> Json:
+def _derivation(problem: Problem, proof: Proof, arrays: _Arrays | _Packed) -> Json:
+    if proof.cover is not None:
+        packed = _Packed()
+        cuts = [None if cut is None else [cut[0], _number(cut[1])] for cut in proof.cover.cuts]
+        leaves = [_derivation(part, own, packed) for part, own in proof.cover.leaves]
+        packed.into(_whole(arrays))
+        return {"method": proof.method, "cover": cuts, "leaves": leaves}
     slopes, intervals = {}, {}
     for index, (low, high) in problem.slopes.items():
         slopes[str(index)] = {"lower": arrays.put(low.numpy()), "upper": arrays.put(high.numpy())}
@@ -166,7 +196,14 @@ def _derivation(problem: Problem, proof: Proof, arrays: _Arrays) -> Json:
     return document
 
 
-def _stored(value: object, arrays: _Arrays) -> object:
+def _whole(arrays: _Arrays | _Packed) -> _Arrays:
+    """A cover has no covers within."""
+    if isinstance(arrays, _Packed):
+        raise InternalError("a cover within a cover")
+    return arrays
+
+
+def _stored(value: object, arrays: _Arrays | _Packed) -> object:
     """A document with its arrays put into the bundle."""
     if isinstance(value, np.ndarray):
         return arrays.put(value)

@@ -7,6 +7,7 @@ The matrix of an affine node comes from its values at unit vectors: one product 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -21,11 +22,11 @@ from lipscope.bounds.branch.exact import Matrix, Row, rational_matrix, rationals
 from lipscope.bounds.branch.pieces import ABSOLUTE, SPLIT, Pieces, pieces_of
 from lipscope.bounds.branch.region import Domain, domain_of
 from lipscope.bounds.problem import Problem
-from lipscope.network.nodes import DivConstant, Elementwise, Mean, MulConstant, Node, Sort, Sum
+from lipscope.network.nodes import AveragePool, DivConstant, Elementwise, Mean, MulConstant, Node, Sort, Sum
 from lipscope.rules.questions import evaluate, linear_part
 
 EXACT = frozenset(
-    "Dense Conv ConvTranspose AddConstant MulConstant DivConstant Add Concat Sum Mean Reshape Transpose Slice Pad Gather Expand".split()
+    "Dense Conv ConvTranspose AddConstant MulConstant DivConstant Add Concat Sum Mean AveragePool Reshape Transpose Slice Pad Gather Expand".split()
 )
 """Affine kinds whose coefficients are rational numbers that we know."""
 
@@ -280,6 +281,10 @@ def _coefficients(node: Node, position: int, shapes: Sequence[tuple[int, ...]]) 
     if isinstance(linear, Mean):
         divisor = [fmpq(math.prod(shapes[0][a] for a in linear.axes))] * node.size
         linear = Sum(inputs=linear.inputs, shape=linear.shape, name=linear.name, axes=linear.axes)
+    elif isinstance(linear, AveragePool):
+        counts = functools.reduce(np.multiply.outer, (rows[:, 2].astype(np.float64) for rows in linear.windows))
+        divisor = rationals(np.broadcast_to(counts, node.shape).ravel().tolist())
+        linear = replace(linear, windows=tuple(rows * [1, 1, 0] + [0, 0, 1] for rows in linear.windows))
     elif isinstance(linear, DivConstant):
         value = np.broadcast_to(np.asarray(linear.value, dtype=np.float64), node.shape)
         divisor = rationals(value.ravel().tolist())

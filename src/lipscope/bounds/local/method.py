@@ -10,10 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lipscope.bounds.local.cover import MOST_BOXES, covered
 from lipscope.bounds.local.jacobian import Part, Range, Rows, Split
 from lipscope.bounds.method import Candidate, Effort, LayerRow, Method, Proof, Step
 from lipscope.bounds.problem import Problem
 from lipscope.bounds.product import Composition
+from lipscope.bounds.quadratic.forms import OutOfRange, dimension, piece
+from lipscope.bounds.quadratic.forms import refusal as quadratic_refusal
+from lipscope.bounds.quadratic.sums import bound_sums
 from lipscope.bounds.segments import anchors, between
 from lipscope.claims.norms import Norm
 from lipscope.claims.rounding import gamma, product_up, up
@@ -36,13 +40,28 @@ MOST_UNITS = 10
 LEAST_UNITS = 4
 """Fewer are not split, unless there are no more: it would cost much and gain little."""
 
+MOST_ROWS = 100
+"""Rows (linf) or columns (l1) that get a quadratic inequality of their own."""
+
+LARGEST_INEQUALITY = 600
+"""The largest size of one: a step of its search takes the cube of it."""
+
+COARSE = 1e-2
+"""Relative gap of the quadratic search on one of many boxes."""
+
 OWN_ROOM = 1e-9
 """Relative room that a bound leaves the checker, far above the rounding of both."""
 
 
+@dataclass(frozen=True)
 class LocalJacobian(Method):
-    """Entrywise enclosures of the Jacobian, or rather of difference matrices: for l1 and linf, everywhere or on a region."""
+    """Entrywise enclosures of difference matrices, and quadratic constraints on them row by row: for l1 and linf, everywhere or on a region.
 
+    Attributes:
+        boxes: the most boxes that a box may be cut into.
+    """
+
+    boxes: int = MOST_BOXES
     name = "local"
 
     def accepts(self, problem: Problem) -> str | None:
@@ -68,7 +87,20 @@ class LocalJacobian(Method):
         return found
 
     def search(self, problem: Problem, effort: Effort) -> Candidate:
-        """The product bound with every part replaced by the norm of its enclosure where that is smaller."""
+        """The bound on the whole region, or on boxes that cover it where that is smaller."""
+        began = time.monotonic()
+        root = self.bounded(problem, effort)
+        found = covered(problem, root, self.bounded, effort, self.boxes)
+        return replace(found, seconds=time.monotonic() - began)
+
+    def bounded(self, problem: Problem, effort: Effort, enough: float | None = None) -> Candidate:
+        """The product bound with every part replaced by the norm of its enclosure where that is smaller.
+
+        Args:
+            problem: the claim.
+            effort: what may be spent.
+            enough: a bound that needs no improvement, where many such problems are to be solved quickly; None to do the best.
+        """
         began = time.monotonic()
         composition = Composition(problem, replace(effort, progress=lambda message, share: None), anchors(problem))
         composition.constant(problem.graph.output)
@@ -82,23 +114,30 @@ class LocalJacobian(Method):
             factor = known[end] / known[start] if known[start] > 0 else 0.0
             if factor == 0:
                 continue
-            found = enclose_part(Part(problem, start, end), problem.norm, effort)
-            t = found.value
+            found = enclose_part(Part(problem, start, end), problem.norm, _first_share(effort), enough is None)
+            quadratic = None
+            if enough is None or not found.value * known[start] <= enough:
+                spare = _share(effort, len(chosen) - number)
+                quadratic = quadratic_part(problem, start, end, spare, enough)
+            step = Step(end, "jacobian", found.value, start, found.value, found.evidence)
+            if quadratic is not None and not step.constant <= quadratic.constant:
+                step = quadratic
+            t = step.constant
             if not t < factor:
                 continue
             inside = [i for i in steps if start < i <= end]
             names = [rows.pop(i) for i in inside if i in rows]
             for i in inside:
                 del steps[i]
-            steps[end] = Step(end, "jacobian", t, start, t, found.evidence)
+            steps[end] = step
             rows[end] = LayerRow(
-                " + ".join(dict.fromkeys(r.name for r in names)), f"{len(names)} layers together", None, t, "jacobian",
+                " + ".join(dict.fromkeys(r.name for r in names)), f"{len(names)} layers together", None, t, step.rule,
             )  # fmt: skip
-            if found.split:
+            if found.split and step is not quadratic:
                 notes.append(f"{sum(map(len, found.split.values()))} units split")
         if problem.narrowing is not None and problem.narrowing.left:
             notes.append(f"{len(problem.narrowing.left)} layers kept interval bounds: linear ones would take too long")
-        if not any(step.rule == "jacobian" for step in steps.values()):
+        if not any(step.rule in ("jacobian", "quadratic") for step in steps.values()):
             notes.append("no part improves on the product of norms, which is the bound")
         ordered = tuple(steps[i] for i in sorted(steps))
         return Candidate(
@@ -143,6 +182,45 @@ def _fits(problem: Problem, start: int, end: int) -> bool:
     return size * problem.graph.nodes[start].size <= 4_000_000 and size * part.work(()) <= MOST
 
 
+def _share(effort: Effort, parts: int) -> Effort:
+    """This part's share of the time that is left."""
+    now = time.monotonic()
+    return replace(effort, deadline=now + (effort.deadline - now) / parts)
+
+
+def _first_share(effort: Effort) -> Effort:
+    """Half of the time that is left: the rest is for quadratic constraints."""
+    return _share(effort, 2)
+
+
+def quadratic_part(problem: Problem, start: int, end: int, effort: Effort, enough: float | None) -> Step | None:
+    """A part's bound by quadratic constraints on its units, row by row; None where the part is too large, or time ran out."""
+    rows = problem.graph.nodes[end if problem.norm == "linf" else start].size
+    if quadratic_refusal(problem, start, end) is not None or rows > MOST_ROWS:
+        return None
+    if dimension(problem, start, end) + problem.graph.nodes[end].size > LARGEST_INEQUALITY:
+        return None
+    try:
+        with np.errstate(all="ignore"):
+            part = piece(problem, start, end)
+            if not part.owners:  # the matrix is known, and its entries are enclosed already
+                return None
+            if enough is None:
+                found = bound_sums(part, problem.norm, effort.deadline)
+            else:
+                found = bound_sums(part, problem.norm, effort.deadline, enough if start == 0 else 0.0, COARSE)
+    except OutOfRange:
+        return None
+    if found is None:
+        return None
+    edges = np.cumsum([count for _, count in part.owners])[:-1]
+    multipliers = dict(zip((str(i) for i, _ in part.owners), np.split(found.values, edges, axis=1), strict=True))
+    stored = {name: np.ascontiguousarray(values) for name, values in multipliers.items()}
+    evidence: dict[str, object] = {"kind": "quadratic", "multipliers": stored, "weights": found.weights}
+    value = product_up(found.constant, 1 + OWN_ROOM) + UNDERFLOW
+    return Step(end, "quadratic", value, start, value, evidence)
+
+
 @dataclass(frozen=True, eq=False)
 class Enclosed:
     """A bound of the constant of a part, the units that were split for it, and the nodes that lines were used at."""
@@ -158,15 +236,15 @@ class Enclosed:
         return {"kind": "jacobian", "split": stored, "lines": np.array(self.refined, dtype=np.int64)}
 
 
-def enclose_part(part: Part, norm: Norm, effort: Effort) -> Enclosed:
-    """The norm of a part's enclosure, with the most influential units split if there is time."""
+def enclose_part(part: Part, norm: Norm, effort: Effort, may_split: bool = True) -> Enclosed:
+    """The norm of a part's enclosure, with the most influential units split if that is wanted and there is time."""
     outputs = part.nodes[part.end].size
     left = max(effort.deadline - time.monotonic(), 0.0)
     most = int(min(MOST, SPEED * left))
     refined = part.affordable({}, most // outputs)
     rows = Rows(part, refined, part.ends({}), 1)
     best = Enclosed(_norm(rows.matrix, part, norm), {}, refined)
-    split = _influential(part, rows, min(MOST_SPLIT, most))
+    split = _influential(part, rows, min(MOST_SPLIT, most)) if may_split else {}
     if split and not effort.expired:
         other = part.affordable(split, min(MOST_SPLIT, most) // (outputs * 2 ** sum(map(len, split.values()))))
         value = _split_norm(part, split, other, norm, effort)

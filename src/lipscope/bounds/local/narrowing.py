@@ -32,6 +32,9 @@ from lipscope.rules.questions import Interval, NoRule, box_image, slopes
 MOST = 2_000_000_000
 """Multiply-adds that narrowing may take: seconds."""
 
+PER_SECOND = 100_000_000
+"""Multiply-adds for each second of a budget: about a third of what one core does, so that most of the time is left for the methods."""
+
 LARGEST = 1e20
 """Values beyond this are left to interval arithmetic: what underflow takes from a coefficient is multiplied by them."""
 
@@ -159,6 +162,11 @@ class _Walk:
         found = lines(node, operand, slopes(node, operand), self.found.intervals[index])
         if found is not None:
             self.found.lines[index] = found
+
+
+def affordable(budget: float) -> int:
+    """Multiply-adds that narrowing may take of a budget in seconds: a count, so that the result does not depend on the machine."""
+    return MOST if budget * PER_SECOND >= MOST else int(budget * PER_SECOND)
 
 
 def stored(narrowing: Narrowing) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, np.ndarray]]]:

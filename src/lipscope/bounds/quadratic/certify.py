@@ -22,7 +22,7 @@ import torch
 from scipy.linalg import LinAlgError, cho_solve, cholesky
 
 from lipscope.bounds.quadratic.forms import Piece
-from lipscope.bounds.quadratic.stacked import Layer, Matrix, Reads, Vector
+from lipscope.bounds.quadratic.stacked import Layer, Matrix, Reads, Stacked, Vector
 from lipscope.claims.definite import shifted_cholesky
 from lipscope.claims.rounding import gamma, sqrt_up
 
@@ -49,18 +49,45 @@ def proved_constant(part: Piece, values: Vector, rho: float) -> float | None:
         values: its multipliers.
         rho: what they prove in exact arithmetic, or so; a little more is tried.
     """
+    form = proved_form(part.stacked, part.absolute, part.roundings, values)
+    proved = None if form is None else _largest(form, rho)
+    return None if proved is None else sqrt_up(proved) * (1 + SPARE)
+
+
+def proved_form(network: Stacked, positive: Stacked, roundings: int, values: Vector) -> Matrix | None:
+    """A matrix Q such that the multipliers prove `|output|^2 <= x^T Q x` on block 0; None if the proof fails.
+
+    Args:
+        network: the inequality.
+        positive: the same composed of absolute values.
+        roundings: matrices of `network` are off by at most `gamma(roundings)` times those of `positive`.
+        values: one multiplier a unit.
+    """
     if not (np.isfinite(values).all() and (values >= 0).all()):
         return None
-    network, positive = part.stacked, part.absolute
-    form, alive = _output_form(network.output, positive.output, part.roundings)
+    form, alive = _output_form(network.output, positive.output, roundings)
     for k in reversed(range(len(network.layers))):
         own = values[network.units_of(k)]
-        step = _eliminate(form, alive, network.layers[k], positive.layers[k], k + 1, own, part.roundings)
+        step = _eliminate(form, alive, network.layers[k], positive.layers[k], k + 1, own, roundings)
         if step is None:
             return None
         form, alive = step
-    proved = _largest(form, rho)
-    return None if proved is None else sqrt_up(proved) * (1 + SPARE)
+    whole = np.zeros((network.input_size, network.input_size))
+    if 0 in alive:
+        whole[:] = form
+    return whole
+
+
+def proved_margin(form: Matrix, weights: Vector) -> Vector | None:
+    """Numbers q, a little above `weights`, with `diag(q) - form` proved positive semidefinite; None if the proof fails."""
+    if not form.any():
+        return weights
+    for room in SURPLUS:
+        q = weights * (1 + room) + 1e-13 * weights.max()
+        if _semidefinite(np.diag(q) - form, 1e-15 * (np.abs(form) + np.diag(q))):
+            result: Vector = q
+            return result
+    return None
 
 
 def _output_form(output: Reads, positive: Reads, roundings: int) -> tuple[Matrix, Blocks]:
