@@ -1,17 +1,18 @@
-"""The optimal multipliers of a chain by truncated Newton steps, where the interior-point method's matrices are too large.
+"""The optimal multipliers of a chain by Newton steps, where the interior-point method's matrices are too large.
 
 With rho = 1/s and multipliers divided by rho, `M(s, lambda) = I_0 + sum_j lambda_j A_j - s F^T F` is to be positive definite and s as large as it can be.
-For growing q the maximum of the concave function `q log s + log det M` is sought, which lies within `D/q` of the largest s, relatively; D is the
-dimension of M. (At the maximum `X = s T/q`, `T = M^{-1}`, is a point of the dual problem, with gap `<X, M> = s D/q`.)
+For growing q the maximum of the concave function `q log s + log det M` is sought. (Where `lambda >= 0` is not implied, D below grows by the number of
+units.) Near it a Newton step (ds, dM) of length delta < 1 in the Hessian's norm gives a point of the dual problem, `X = (T - T dM T) s/(q (1 - ds/s))`,
+`T = M^{-1}`: Newton's equations are its constraints. With `|<T, dM>| <= delta sqrt(D)` and `|ds/s| <= delta/sqrt(q)`, D the dimension of M,
 
-M is block tridiagonal, and of T no more is ever needed than the blocks on the diagonal and next to it. With `B_k = M_{k+1,k}` and
+    (largest s)/s <= 1 + <X, M>/s <= 1 + (D + delta sqrt(D))/(q - delta sqrt(q)).
 
-    S_k = M_kk - B_k^T S_{k+1}^{-1} B_k,    G_k = S_{k+1}^{-1} B_k,    T_00 = S_0^{-1},    T_{k+1,k} = -G_k T_kk,    T_{k+1,k+1} = S_{k+1}^{-1} - T_{k+1,k} G_k^T,
+The step is Newton's own where the Hessian fits (`chain_hessian.py`). Otherwise Newton's equations are solved by conjugate gradients, with products
+by the Hessian from `chain_point.py`, preconditioned by the Hessian's block of each layer (Hadamard products of blocks of T, as in `newton.py`) and,
+added to it, the Hessian on the span of the layers' scalings, which repairs what the blocks do not see: that all layers have to move together.
 
-which costs `sum n_k^3`; so does the derivative of this recursion along a direction, that is the Hessian's product with it:
-`<A_j, T dM T> = -<A_j, dT>`. Newton's equations are solved by conjugate gradients, preconditioned by the Hessian's block of each layer
-(Hadamard products of blocks of T, as in `newton.py`) and, added to it, the Hessian on the span of the layers' scalings, which repairs what
-the blocks do not see: that all layers have to move together.
+In long chains M is so near to singular that Newton's steps are short, far from the maximum; there sweeps along the layers (`chain_sweep.py`) lead on,
+at a fraction of the cost. The first q has nothing else, and a few follow each of Newton's steps.
 """
 
 from __future__ import annotations
@@ -22,17 +23,29 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, lapack
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
+from lipscope.bounds.quadratic.chain_hessian import Newton, hessian_bytes, newton_step
+from lipscope.bounds.quadratic.chain_point import Chain, State
+from lipscope.bounds.quadratic.chain_sweep import factor, sweep
 from lipscope.bounds.quadratic.closed_form import chain_weights
 from lipscope.bounds.quadratic.newton import Optimum
-from lipscope.bounds.quadratic.stacked import Matrix, Stacked, Vector
+from lipscope.bounds.quadratic.stacked import Stacked, Vector
 
 FIRST, FACTOR, LAST = 0.1, 10.0, 1e4
 """q/D at the beginning, what it is multiplied by, and where it ends."""
 
-SHRINK, ENOUGH = 0.3, 1e-3
-"""What the start's share of the gradient is multiplied by, and below what it is dropped."""
+SETTLED, SWEEPS = 2e-3, 150
+"""What a sweep gains, divided by D, below which sweeps end; and how many there are at most before Newton's steps."""
+
+FINELY = 0.1
+"""What SETTLED is multiplied by where Newton's steps are truncated, and so worth less."""
+
+BETWEEN = 4
+"""Sweeps between two of Newton's steps."""
+
+WHOLE = 8000
+"""Units for which a factor of the Hessian takes no longer than conjugate gradients."""
 
 STEPS = 400
 """Newton steps at most, over all q."""
@@ -50,192 +63,116 @@ GROUPS = 16
 """Scalings of neighbouring layers in the preconditioner, at most; each costs one product with the Hessian."""
 
 
-def climb(network: Stacked, rho: float, values: Vector, deadline: float = float("inf")) -> list[Optimum]:
+def climb(
+    network: Stacked, rho: float, values: Vector, deadline: float = float("inf"), memory: float = float("inf")
+) -> list[Optimum]:
     """The points that lead from a strictly feasible one to the optimum, one for each q; none where the network is no chain of layers.
+
+    The last point is the one that was reached when time was up, where it was.
 
     Args:
         network: the inequality.
         rho: of the start.
         values: multipliers of the start, > 0.
         deadline: `time.monotonic()` at which the point reached is returned.
+        memory: bytes for the Hessian.
     """
     if chain_weights(network) is None:
         return []
-    chain = _Chain(network)
+    chain = Chain(network)
     state = chain.state(np.concatenate([[1 / rho], values / rho]))
     if state is None:
         return []
     order = network.dimension + (network.units if chain.guarded else 0)
-    q, share, found = FIRST * order, SHRINK, list[Optimum]()
-    start = chain.gradient(state, q)
+    whole = network.units <= WHOLE and hessian_bytes(network.units) <= memory
+    enough = SETTLED * order * (1.0 if whole else FINELY)
+    goal = _Goal(chain, FIRST * order)
+    state = _swept(goal, state, SWEEPS, enough, deadline)
+    goal = _Goal(chain, goal.q * FACTOR)
+    if not whole:
+        state = _swept(goal, state, SWEEPS, enough, deadline)
+    path, known = list[Optimum](), _Known()
     for _ in range(STEPS):
-        if time.monotonic() > deadline or q > LAST * order:
+        if time.monotonic() > deadline or goal.q > LAST * order:
             break
-        goal = _Goal(chain, q, share * start)
-        step, decrement = _direction(goal, state, deadline)
-        state = _ascent(goal, state, step)
-        if time.monotonic() > deadline:  # the decrement is that of a direction cut short
+        direction = newton_step(chain, state, goal.q) if whole else _direction(goal, state, deadline)
+        if not whole and time.monotonic() > deadline:  # a direction cut short: its decrement says nothing
+            state = _ascent(goal, state, direction.step)
             break
-        if decrement < CENTRED and share:
-            share = share * SHRINK if share > ENOUGH else 0.0
-        elif decrement < CENTRED:
-            found.append(_point(state, order / q))
-            q *= FACTOR
-    return [*found, _point(state, found[-1].gap if found else np.inf)]
-
-
-def _point(state: _State, gap: float) -> Optimum:
-    rho = 1 / float(state.y[0])
-    return Optimum(rho, state.y[1:] * rho, gap)
+        known = known.after(state, goal.q, order, direction)
+        state = _ascent(goal, state, direction.step)
+        if direction.decrement < CENTRED:
+            path.append(_point(state, known))
+            goal = _Goal(chain, goal.q * FACTOR)
+        else:
+            state = _swept(goal, state, BETWEEN, enough, deadline)
+    return [*path, _point(state, known)]
 
 
 @dataclass(frozen=True, eq=False)
-class _State:
-    """A strictly feasible `y = (s, lambda)`: log det M, the blocks of the factorisation and of T on and below the diagonal."""
+class _Known:
+    """What is known of the largest s: an upper bound, up to rounding; an estimate, 0 before there is one."""
 
-    y: Vector
-    log_det: float
-    inverse: list[Matrix]
-    g: list[Matrix]
-    t: list[Matrix]
-    below: list[Matrix]
+    ceiling: float = float("inf")
+    likely: float = 0.0
+
+    def after(self, state: State, q: float, order: int, direction: Newton) -> _Known:
+        """What a Newton step from a state adds; only near the maximum it adds anything."""
+        s, delta = float(state.y[0]), direction.decrement
+        if delta >= 1:
+            return self
+        over = (order + delta * np.sqrt(order)) / (q - delta * np.sqrt(q))
+        return _Known(min(self.ceiling, s * (1 + over)), s * (1 + direction.rise) if direction.rise > 0 else 0.0)
 
 
-class _Chain:
-    """The chain's matrices, and what is computed from them at a point."""
+def _swept(goal: _Goal, state: State, most: int, enough: float, deadline: float) -> State:
+    """The state after sweeps, each continued along what it changed as long as that leads further, until one gains less than `enough`."""
+    chain = goal.chain
+    for _ in range(most):
+        if time.monotonic() > deadline:
+            break
+        y = sweep(chain.network, [*chain.weights, chain.output], state.y, goal.q, guarded=chain.guarded)
+        further = None if y is None else chain.state(y)
+        before = goal.value(state)
+        if further is None or not goal.value(further) > before:
+            break
+        ratio, length = further.y / state.y, 0.5
+        state = further
+        while True:
+            trial = chain.state(further.y * ratio**length)
+            if trial is None or not goal.value(trial) > goal.value(state):
+                break
+            state, length = trial, 2 * length
+        if goal.value(state) - before < enough:
+            break
+    return state
 
-    def __init__(self, network: Stacked) -> None:
-        weights = chain_weights(network)
-        assert weights is not None
-        self.network = network
-        self.weights, self.output = weights[:-1], weights[-1]
-        self.units = [network.units_of(k) for k in range(len(network.layers))]
-        self.sum, self.product = network.lower + network.upper, network.lower * network.upper
-        self.guarded = bool((self.product > 0).any())
-        self.square = self.output.T @ self.output
 
-    def blocks(self, y: Vector) -> tuple[list[Matrix], list[Matrix]]:
-        """The linear part of M at y: its blocks on the diagonal, and `B_k` below it."""
-        own = [y[1:][u] for u in self.units]
-        diagonal = [np.zeros((len(self.weights[0].T),) * 2), *(np.diag(2 * v) for v in own)]
-        below = []
-        for k, (w, u, v) in enumerate(zip(self.weights, self.units, own, strict=True)):
-            below.append((-self.sum[u] * v)[:, None] * w)
-            if self.product[u].any():
-                diagonal[k] += w.T @ ((2 * self.product[u] * v)[:, None] * w)
-        diagonal[-1] -= y[0] * self.square
-        return diagonal, below
-
-    def state(self, y: Vector) -> _State | None:
-        """The state at y; None where M is not positive definite in floating point."""
-        factors = self._factors(y)
-        if factors is None:
-            return None
-        inverse, g, log_det = factors
-        t, lower = [inverse[0]], []
-        for k, gain in enumerate(g):
-            lower.append(-gain @ t[k])
-            t.append(inverse[k + 1] - lower[k] @ gain.T)
-        return _State(y, log_det, inverse, g, t, lower)
-
-    def _factors(self, y: Vector) -> tuple[list[Matrix], list[Matrix], float] | None:
-        if not (y > 0).all():
-            return None
-        diagonal, below = self.blocks(y)
-        diagonal[0][np.diag_indices_from(diagonal[0])] += 1
-        count = len(diagonal)
-        inverse, g, log_det = [np.zeros((0, 0))] * count, [np.zeros((0, 0))] * (count - 1), 0.0
-        for k in reversed(range(count)):
-            s = diagonal[k]
-            if k < count - 1:
-                g[k] = inverse[k + 1] @ below[k]
-                s = s - below[k].T @ g[k]
-            try:
-                root = cholesky(s, lower=True)
-            except (LinAlgError, ValueError):
-                return None
-            log_det += 2 * float(np.log(root.diagonal()).sum())
-            full: Matrix = lapack.dpotri(root, lower=1)[0]
-            inverse[k] = np.tril(full) + np.tril(full, -1).T
-        return inverse, g, log_det
-
-    def traces(self, t: list[Matrix], below: list[Matrix]) -> Vector:
-        """`-<C, T>` and `<A_j, T>` from the blocks of a symmetric matrix T."""
-        result = np.empty(self.network.units + 1)
-        result[0] = -np.vdot(self.square, t[-1])
-        for k, (w, u) in enumerate(zip(self.weights, self.units, strict=True)):
-            own = t[k + 1].diagonal() - self.sum[u] * np.einsum("ij,ij->i", w, below[k])
-            if self.product[u].any():
-                own = own + self.product[u] * np.einsum("ij,ij->i", w @ t[k], w)
-            result[1:][u] = 2 * own
-        return result
-
-    def gradient(self, state: _State, q: float) -> Vector:
-        """Of what is maximised, by (s, lambda)."""
-        result = self.traces(state.t, state.below)
-        result[0] += q / state.y[0]
-        if self.guarded:
-            result[1:] += 1 / state.y[1:]
-        return result
-
-    def curvature(self, state: _State, q: float, v: Vector) -> Vector:
-        """The negative Hessian of what is maximised times v: minus the traces of dT for dM along v."""
-        diagonal, below = self.blocks(v)
-        ds, dg = diagonal[-1], [np.zeros((0, 0))] * len(below)
-        change = [ds] * len(diagonal)
-        for k in reversed(range(len(below))):
-            g = state.g[k]
-            pushed = below[k] - ds @ g
-            dg[k] = state.inverse[k + 1] @ pushed
-            # d(B^T S^-1 B) = dB^T G + G^T dB - G^T dS G
-            ds = diagonal[k] - below[k].T @ g - g.T @ pushed
-            change[k] = ds
-        t, lower = [-state.inverse[0] @ change[0] @ state.inverse[0]], []
-        for k, g in enumerate(state.g):
-            lower.append(-dg[k] @ state.t[k] - g @ t[k])
-            inner = state.inverse[k + 1] @ change[k + 1] @ state.inverse[k + 1]
-            t.append(-inner - lower[k] @ g.T - state.below[k] @ dg[k].T)
-        result = -self.traces(t, lower)
-        result[0] += q * v[0] / state.y[0] ** 2
-        if self.guarded:
-            result[1:] += v[1:] / state.y[1:] ** 2
-        return result
-
-    def own_curvature(self, state: _State, k: int) -> Matrix:
-        """The block of the negative Hessian that belongs to layer k (from 0)."""
-        layer, w, u = self.network.layers[k], self.weights[k], self.units[k]
-        t, cross, inner = state.t[k + 1], state.below[k] @ w.T, w @ state.t[k] @ w.T
-        alpha, beta = layer.lower, layer.upper
-
-        def form(left: Vector, right: Vector) -> Matrix:
-            return t - cross * right - left[:, None] * cross.T + left[:, None] * inner * right
-
-        mixed = form(alpha, beta)
-        result: Matrix = 2 * (form(alpha, alpha) * form(beta, beta) + mixed * mixed.T)
-        if self.guarded:
-            result[np.diag_indices_from(result)] += 1 / state.y[1:][u] ** 2
-        return result
+def _point(state: State, known: _Known) -> Optimum:
+    s = float(state.y[0])
+    likely = max(0.0, 1 - s / known.likely) if known.likely > 0 else None
+    gap = 1 - s / known.ceiling if known.ceiling < np.inf else float("inf")
+    return Optimum(1 / s, state.y[1:] / s, gap, likely)
 
 
 @dataclass(frozen=True, eq=False)
 class _Goal:
-    """What is maximised: `q log s + log det M`, with `sum log lambda_j` where `lambda >= 0` is not implied, minus `pull y`."""
+    """What is maximised: `q log s + log det M`, with `sum log lambda_j` where `lambda >= 0` is not implied."""
 
-    chain: _Chain
+    chain: Chain
     q: float
-    pull: Vector
 
-    def value(self, state: _State) -> float:
+    def value(self, state: State) -> float:
         """At a state."""
         bonus = float(np.log(state.y[1:]).sum()) if self.chain.guarded else 0.0
-        return self.q * float(np.log(state.y[0])) + state.log_det + bonus - float(self.pull @ state.y)
+        return self.q * float(np.log(state.y[0])) + state.log_det + bonus
 
-    def gradient(self, state: _State) -> Vector:
+    def gradient(self, state: State) -> Vector:
         """By (s, lambda)."""
-        return self.chain.gradient(state, self.q) - self.pull
+        return self.chain.gradient(state, self.q)
 
 
-def _direction(goal: _Goal, state: _State, deadline: float) -> tuple[Vector, float]:
+def _direction(goal: _Goal, state: State, deadline: float) -> Newton:
     """About Newton's step, by preconditioned conjugate gradients, and its decrement, with what the residual may add."""
     share, spread = _sharing(goal.chain.network)
     solve = _preconditioner(goal.chain, state, goal.q)
@@ -256,7 +193,7 @@ def _direction(goal: _Goal, state: _State, deadline: float) -> tuple[Vector, flo
         if size < enough:
             break
         along = near + size / before * along
-    return spread(step), float(np.sqrt(float(slope @ step) + size))
+    return Newton(spread(step), float(np.sqrt(float(slope @ step) + size)), 0.0)
 
 
 Map = Callable[[Vector], Vector]
@@ -275,7 +212,7 @@ def _sharing(network: Stacked) -> tuple[Map, Map]:
     return share, spread
 
 
-def _preconditioner(chain: _Chain, state: _State, q: float) -> Map:
+def _preconditioner(chain: Chain, state: State, q: float) -> Map:
     """About the inverse of the negative Hessian: its blocks' inverses and, added, that on the scalings of the layers."""
     network, (share, spread) = chain.network, _sharing(chain.network)
     corner = q / state.y[0] ** 2 + float(np.sum((chain.output @ state.t[-1] @ chain.output.T) ** 2))
@@ -285,14 +222,14 @@ def _preconditioner(chain: _Chain, state: _State, q: float) -> Map:
         sums = np.zeros((int(places.max(initial=-1)) + 1, len(places)))
         sums[places, np.arange(len(places))] = 1
         block = chain.own_curvature(state, k)
-        factors.append(_factor(block if len(sums) == len(block) else sums @ block @ sums.T))
+        factors.append(factor(block if len(sums) == len(block) else sums @ block @ sums.T))
         ends.append(ends[-1] + len(sums))
 
     def blockwise(v: Vector) -> Vector:
         result = np.empty_like(v)
         result[0] = v[0] / corner
-        for (a, b), (factor, scale) in zip(pairwise(ends), factors, strict=True):
-            result[a:b] = scale * cho_solve((factor, True), scale * v[a:b], check_finite=False)
+        for (a, b), (root, scale) in zip(pairwise(ends), factors, strict=True):
+            result[a:b] = scale * cho_solve((root, True), scale * v[a:b], check_finite=False)
         return result
 
     groups = np.array_split(np.arange(len(factors)), min(len(factors), GROUPS))
@@ -310,24 +247,10 @@ def _preconditioner(chain: _Chain, state: _State, q: float) -> Map:
     return lambda v: blockwise(v) + coarse @ cho_solve(small, coarse.T @ v)
 
 
-def _factor(matrix: Matrix) -> tuple[Matrix, Vector]:
-    """The Cholesky factor after scaling to unit diagonal, with as much on the diagonal as it takes; the scale."""
-    scale = 1 / np.sqrt(np.maximum(matrix.diagonal(), 1e-300))
-    scaled, ridge = matrix * scale[:, None] * scale, 1e-14
-    while True:
-        np.fill_diagonal(scaled, 1 + ridge)
-        try:
-            return cholesky(scaled, lower=True), scale
-        except LinAlgError:
-            if ridge > 1:
-                raise
-            ridge *= 100
-
-
-def _ascent(goal: _Goal, state: _State, step: Vector) -> _State:
+def _ascent(goal: _Goal, state: State, step: Vector) -> State:
     """The best point found along a step: halved until it leads upwards, then halved or doubled as long as that leads further."""
 
-    def reached(length: float) -> tuple[float, _State | None]:
+    def reached(length: float) -> tuple[float, State | None]:
         found = goal.chain.state(state.y + length * step)
         return (-np.inf, None) if found is None else (goal.value(found), found)
 

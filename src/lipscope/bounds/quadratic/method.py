@@ -18,7 +18,10 @@ from lipscope.bounds.quadratic.elimination import Infeasible, norm_start, repair
 from lipscope.bounds.quadratic.forms import OutOfRange, Piece, piece
 from lipscope.bounds.quadratic.newton import Optimum, minimise
 from lipscope.bounds.quadratic.stacked import Stacked, Vector
-from lipscope.bounds.quadratic.windows import Window, affordable, windows
+from lipscope.bounds.quadratic.torus import Torus
+from lipscope.bounds.quadratic.torus_axes import NoTorus
+from lipscope.bounds.quadratic.torus_parts import bound_part, torus_windows
+from lipscope.bounds.quadratic.windows import Window, affordable, cheapest, cubes, gates, windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,9 @@ class Quadratic(Method):
     limit = 8000
     """The largest size of an inequality."""
 
+    portion = 0.5
+    """Of the time left, what the closed forms and the proofs of all parts may take."""
+
     def accepts(self, problem: Problem) -> str | None:
         """l2; where no part fits, the bound is the product of norms."""
         return None if problem.norm == "l2" else f"quadratic constraints bound the l2 norm, not {problem.norm}"
@@ -47,27 +53,67 @@ class Quadratic(Method):
     def search(self, problem: Problem, effort: Effort) -> Candidate:
         """The product bound with every part replaced by its quadratic bound where that is smaller."""
         began = time.monotonic()
-        composition = composed(problem, effort)
+        composition = composed(problem, _half(effort))
         product = composition.known
         steps = {step.node: step for step in composition.steps}
         rows = dict(composition.layers)
-        chosen = windows(problem, self.limit, effort.memory)
-        notes = [] if chosen else [NO_PART]
-        for number, window in enumerate(chosen):
-            effort.progress(f"{self.name}: part {number + 1} of {len(chosen)}", number / len(chosen))
-            factor = product[window.end] / product[window.start] if product[window.start] > 0 else 0.0
-            if factor == 0:  # nothing gets through, and nothing is below 0
+        passed = [i for i in gates(problem, composition.anchor) if i in product]
+        images = [] if min(product[i] for i in passed) == 0 else self.images(problem, passed, effort)
+        chosen = self._in_time(problem, effort)
+        notes = [] if chosen or images else [self._nothing(problem, passed, effort)]
+        found: dict[tuple[int, int], Step] = {}
+        parts: list[Torus | Window] = [*images, *chosen]
+        for number, part in enumerate(parts):
+            effort.progress(f"{self.name}: part {number + 1} of {len(parts)}", number / len(parts))
+            if product[part.end] == 0:  # nothing gets through, and nothing is below 0
                 continue
-            found = self._bound(problem, window, _share(effort, len(chosen) - number), notes)
-            if found is not None and found.constant < factor:
-                _take(problem, window, found, steps, rows)
-        if chosen and not any(step.rule == "quadratic" for step in steps.values()):
+            share = _share(effort, len(parts) - number)
+            if isinstance(part, Window):
+                seconds = _seconds(problem, part)
+                if seconds > max(ALWAYS, effort.deadline - time.monotonic()):
+                    notes.append(f"no time left for the part from node {part.start} to {part.end}")
+                    continue
+                # What comes after the search is not interrupted: what its multipliers promise, and the proof.
+                step = self._bound(problem, part, replace(share, deadline=share.deadline - seconds / 2), notes)
+            else:
+                share = _share(effort, len(images) - number + bool(chosen))
+                step = _on_torus(part, share, notes)
+            if step is not None:
+                found[part.start, part.end] = min(
+                    step, found.get((part.start, part.end), step), key=lambda s: s.constant
+                )
+        for window in cheapest(passed, product, found):
+            _take(problem, window, found[window.start, window.end], steps, rows)
+        if (chosen or images) and not any(step.rule == "quadratic" for step in steps.values()):
             notes.append("no part improves on the product of norms, which this is")
         ordered = tuple(steps[i] for i in sorted(steps))
         return Candidate(
             self.name, composition.recompose(ordered), time.monotonic() - began, Proof(self.name, ordered),
             composition.failure, tuple(rows[i] for i in sorted(rows)), "; ".join(notes), composition.interrupted,
         )  # fmt: skip
+
+    def images(self, problem: Problem, passed: list[int], effort: Effort) -> list[Torus]:
+        """Parts made of convolutions that are bounded frequency by frequency; none unless a method says otherwise."""
+        del problem, passed, effort
+        return []
+
+    def _in_time(self, problem: Problem, effort: Effort) -> list[Window]:
+        """Parts as long as they can be if closed form and proof of all of them are to take this method's portion of the time left."""
+        allowed = max(self.portion * (effort.deadline - time.monotonic()), ALWAYS)
+        limit = self.limit
+        chosen = windows(problem, limit, effort.memory)
+        while sum(_seconds(problem, w) for w in chosen) > allowed:
+            limit = int(limit * SHORTER)
+            chosen = windows(problem, limit, effort.memory)
+        return chosen
+
+    def _nothing(self, problem: Problem, passed: list[int], effort: Effort) -> str:
+        """Why there is no part."""
+        if effort.memory is not None:
+            more = replace(effort, memory=None)
+            if windows(problem, self.limit) or self.images(problem, passed, more):
+                return f"no part of the network fits into --memory {effort.memory} bytes; this is the product of norms"
+        return NO_PART
 
     def _bound(self, problem: Problem, window: Window, effort: Effort, notes: list[str]) -> Step | None:
         """The step that bounds a part, if its multipliers can be found and proved."""
@@ -96,6 +142,39 @@ class Quadratic(Method):
         """Multipliers to be proved; the best that can be is taken."""
 
 
+def _on_torus(torus: Torus, effort: Effort, notes: list[str]) -> Step | None:
+    """The step that bounds a part by frequencies, if its multipliers can be found and proved."""
+    try:
+        with np.errstate(all="ignore"):
+            found = bound_part(torus, effort)
+    except (NoTorus, np.linalg.LinAlgError, ValueError) as failure:
+        notes.append(f"no multipliers found on the torus ({type(failure).__name__}: {failure})")
+        return None
+    if found is None:
+        notes.append("the multipliers found on the torus could not be proved in float64")
+        return None
+    nodes = torus.problem.graph.nodes
+    notes.append(
+        f"by frequency, one multiplier a channel, from {nodes[torus.start].name!r} to {nodes[torus.end].name!r}"
+    )
+    return found
+
+
+SECONDS = 4e-10
+"""About what the matrices of a part, the closed form and the proof take, times `cubes`."""
+
+ALWAYS = 0.1
+"""Parts that take so little time are bounded whatever time is left."""
+
+SHORTER = 0.85
+"""By how much the largest size falls until the parts fit into the time."""
+
+
+def _seconds(problem: Problem, part: Window) -> float:
+    """About what the closed form and the proof of a part take: a count of operations, whatever else the machine does."""
+    return SECONDS * cubes(problem, part)
+
+
 NO_PART = (
     "no part of the network fits: it needs entrywise functions or sorts between two nodes that every path passes, few "
     "enough for memory; this is the product of norms"
@@ -108,6 +187,12 @@ def _shared(problem: Problem, part: Piece) -> list[Offer]:
     if not isinstance(known, dict) or any(len(known.get(node, ())) != count for node, count in part.owners):
         return []
     return [Offer(np.concatenate([known[node] for node, _ in part.owners]), "by the multipliers of all outputs")]
+
+
+def _half(effort: Effort) -> Effort:
+    """Half of the time that is left: norms that are still to be found then are the cheap ones."""
+    now = time.monotonic()
+    return replace(effort, deadline=now + (effort.deadline - now) / 2)
 
 
 def _share(effort: Effort, parts: int) -> Effort:
@@ -172,6 +257,7 @@ class EclipseFast(Quadratic):
     """ECLipsE-Fast (arXiv 2404.04375): multipliers in closed form; where it does not hold, norms layer by layer."""
 
     name = "eclipse-fast"
+    portion = 0.15
 
     def multipliers(self, network: Stacked, effort: Effort) -> list[Offer]:
         """Closed-form multipliers."""
@@ -200,13 +286,17 @@ class LipSDP(Quadratic):
 
     name = "lipsdp"
 
+    def images(self, problem: Problem, passed: list[int], effort: Effort) -> list[Torus]:
+        """Those that fit."""
+        return torus_windows(problem, passed, effort)
+
     def multipliers(self, network: Stacked, effort: Effort) -> list[Offer]:
         """The points on the way to the optimum; the remark estimates the gap to it, where one is known."""
         small = network.reduced_input()
         rho, values = _start(small)
         fits = _interior_bytes(small) <= affordable(effort.memory)
         if chain_weights(small) is not None and not (fits and small.dimension <= CHAIN_LIMIT):
-            return [Offer(values), *_by_chain(small, effort.deadline)]
+            return [Offer(values), *_by_chain(small, effort)]
         if not fits:
             return [Offer(values, "too large for the best multipliers, and no chain of layers: the closed form")]
         path = minimise(small, 1.05 * rho, values, tolerance=1e-8, deadline=effort.deadline)
@@ -217,15 +307,13 @@ CHAIN_LIMIT = 2500
 """Above this size an iteration of the interior-point method takes longer than many truncated Newton steps."""
 
 
-def _by_chain(network: Stacked, deadline: float) -> list[Offer]:
-    """The stages' multipliers, and what truncated Newton steps come to from the norms'.
-
-    From the stages', which prove more but lie near the boundary, the steps take longer to the optimum.
-    """
+def _by_chain(network: Stacked, effort: Effort) -> list[Offer]:
+    """The stages' multipliers, and what sweeps and Newton steps come to from them, or from the norms' where there are no stages."""
     now = time.monotonic()
-    stages = _feasible(network, eclipse(network, now + (deadline - now) / 2))
-    begin = norm_start(network)
-    path = climb(network, 1.05 * smallest_rho(network, begin), begin, deadline)
+    stages = _feasible(network, eclipse(network, now + (effort.deadline - now) / 2))
+    values = stages[1] if stages[0] < np.inf else norm_start(network)
+    rho = 1.05 * smallest_rho(network, values)
+    path = climb(network, rho, values, effort.deadline, affordable(effort.memory))
     return [*([Offer(stages[1])] if stages[0] < np.inf else []), *(Offer(o.values, _gap(o)) for o in path[-4:])]
 
 
@@ -234,6 +322,16 @@ def _interior_bytes(network: Stacked) -> int:
 
 
 def _gap(optimum: Optimum) -> str:
-    if optimum.gap > 1:
-        return "the search for the best multipliers was stopped early"
-    return f"within about {optimum.gap / 2:.0e} of the best multipliers"
+    share = 1 - np.sqrt(max(0.0, 1 - optimum.gap)) if optimum.gap < np.inf else 1.0
+    if share < COARSE:
+        return f"within about {share:.0e} of the best multipliers"
+    words = ["the search for the best multipliers was stopped early"]
+    if share < 1:
+        words.append(f"they give less by about {100 * share:.0f} % at most")
+    if optimum.likely is not None:
+        words.append(f"by {optimum.likely / 2:.0e} as the search went on (an estimate)")
+    return ": ".join([words[0], ", ".join(words[1:])]) if words[1:] else words[0]
+
+
+COARSE = 0.01
+"""The share of the bound above which a search counts as stopped early."""

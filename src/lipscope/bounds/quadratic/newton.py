@@ -46,11 +46,13 @@ class Optimum:
         rho: `|output|^2 <= rho |input|^2`, up to rounding.
         values: multipliers of all units.
         gap: no feasible point has a rho smaller by more than this share, up to rounding; inf before a bound is known.
+        likely: about by what share the least rho is smaller, extrapolated: an estimate, no bound; None where there is none.
     """
 
     rho: float
     values: Vector
     gap: float
+    likely: float | None = None
 
 
 def minimise(

@@ -30,15 +30,19 @@ INSIDE = 1e-9
 def shared_multipliers(problem: Problem, proof: Proof, pairs: Sequence[Pair]) -> dict[Pair, Multipliers]:
     """For each pair multipliers that bound the difference, from those that bound all outputs.
 
-    Empty where the proof's last step is not a quadratic one, or its multipliers allow no factorisation.
+    Empty where the proof's last step is not a quadratic one in l2, or its multipliers allow no factorisation.
 
     Args:
         problem: of all outputs.
         proof: its proof.
         pairs: of outputs, counted from 0.
     """
+    if problem.norm != "l2":  # elsewhere every row or column has multipliers of its own
+        return {}
     step = next((s for s in proof.steps if s.node == problem.graph.output), None)
     if step is None or step.rule != "quadratic" or step.start is None or step.evidence is None:
+        return {}
+    if step.evidence["kind"] != "quadratic":  # on a torus the last map has no part of its own
         return {}
     stored = step.evidence["multipliers"]
     assert isinstance(stored, dict)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
+from lipscope.bounds.method import Step
 from lipscope.bounds.problem import Problem
 from lipscope.bounds.quadratic.forms import dimension, entries, open_units, refusal
 from lipscope.bounds.segments import anchors, between
@@ -75,9 +78,43 @@ def windows(problem: Problem, limit: int, memory: int | None = None) -> list[Win
     return found
 
 
+def cubes(problem: Problem, part: Window) -> float:
+    """About what multipliers and proof of a part cost, up to a factor: cubes of the sizes of what they have in hand at a time.
+
+    Behind a function none of whose units is affine nothing reads what comes before it: there the inequality falls into blocks that only
+    meet their neighbours. Everywhere else this is the cube of the size.
+    """
+    passed = [i for i in gates(problem, anchors(problem)) if part.start <= i <= part.end]
+    total, size = 0.0, problem.graph.nodes[part.start].size
+    for before, gate in pairwise(passed):
+        size += sum(open_units(problem, i) for i in between(problem, before, gate))
+        if gate == part.end or 0 < problem.graph.nodes[gate].size == open_units(problem, gate):
+            total, size = total + float(size) ** 3, problem.graph.nodes[gate].size
+    return total
+
+
 def _fits(problem: Problem, start: int, end: int, limit: int, memory: int) -> bool:
     return (
         refusal(problem, start, end) is None
         and dimension(problem, start, end) <= limit
         and entries(problem, start, end) * 8 <= memory
     )
+
+
+def cheapest(passed: list[int], product: dict[int, float], found: Mapping[tuple[int, int], Step]) -> list[Window]:
+    """The parts that together with products of norms between them give the smallest constant, in order.
+
+    Args:
+        passed: where parts begin and end; the first is the input, the last the output.
+        product: the product of norms up to each of them, > 0.
+        found: the parts' bounds, by start and end.
+    """
+    best: dict[int, tuple[float, list[Window]]] = {passed[0]: (1.0, [])}
+    for before, node in pairwise(passed):
+        value, parts = best[before]
+        ways = [(value * (product[node] / product[before]), parts)] if product[before] > 0 else [(0.0, parts)]
+        for (start, end), step in found.items():
+            if end == node and start in best:
+                ways.append((best[start][0] * step.constant, [*best[start][1], Window(start, end)]))
+        best[node] = min(ways, key=lambda way: way[0])
+    return best[passed[-1]][1]
