@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 import lipcheck
-from lipscope.bounds.auto import best, candidates, methods
+from lipscope.bounds.auto import best, candidates, hinted, methods
+from lipscope.bounds.local.narrowing import affordable
 from lipscope.bounds.lower import lower_bound
 from lipscope.bounds.method import Candidate, Effort
 from lipscope.bounds.problem import Problem, pose
@@ -41,8 +42,8 @@ WHOLE_SHARE = 0.3
 SMALLEST_BUDGET = 0.1
 """Seconds that every difference of outputs gets, also when the budget is spent."""
 
-LOWER_SHARE = 0.15
-"""The share of the budget that the search for a lower bound may take."""
+UPPER_SHARE, LOWER_SHARE = 0.9, 0.15
+"""The shares of the budget that the methods, and the search for a lower bound, may take; the latter rarely needs all of its own."""
 
 
 def load(
@@ -193,10 +194,10 @@ def _bound(
     claim = Claim(chosen, where, parse_output(output, graph.output_size))
     data = torch.stack([torch.from_numpy(x).reshape(-1) for x, _ in agreement]) if agreement else None
     began, cpu = time.monotonic(), time.process_time()
-    problem = pose(graph, claim, data)
+    problem = pose(graph, claim, data, affordable(budget))
     if multipliers:
         problem.shared["multipliers"] = multipliers
-    effort = Effort(deadline=began + budget, failure=FAILURE, memory=memory, progress=progress)
+    effort = Effort(deadline=began + UPPER_SHARE * budget, failure=FAILURE, memory=memory, progress=progress)
     try:
         result = _search(problem, method, effort, budget)
     except KeyboardInterrupt:
@@ -246,8 +247,8 @@ def _remarks(result: Result) -> tuple[str, ...]:
     narrowing = result.problem.narrowing
     if narrowing is not None and narrowing.left:
         found.append(
-            f"{len(narrowing.left)} layers keep interval bounds, because linear ones would take too long; a smaller region "
-            "or a part of the model gets tighter ones"
+            f"{len(narrowing.left)} layers keep interval bounds, because linear ones would take too long; a larger "
+            "--budget, a smaller region or a part of the model may get tighter ones"
         )
     return tuple(found)
 
@@ -259,9 +260,7 @@ def _search(problem: Problem, method: str, effort: Effort, budget: float) -> Res
     unbounded = prove_unbounded(problem) if winner is None else None
     share = budget * LOWER_SHARE
     search = replace(effort, deadline=time.monotonic() + (0.2 if stopped else share))
-    points = [torch.from_numpy(p) for c in found for p in c.points]
-    hinted = replace(problem, data=torch.cat([torch.stack(points), problem.data])) if points else problem
-    witness = None if unbounded else lower_bound(hinted, search)
+    witness = None if unbounded else lower_bound(hinted(problem, [p for c in found for p in c.points]), search)
     return Result(
         problem=problem,
         found=_upper(problem, winner, unbounded, found),

@@ -37,7 +37,7 @@ class Product(Method):
     def search(self, problem: Problem, effort: Effort) -> Candidate:
         """The product bound; stopped early it finishes with the cheapest norms."""
         began = time.monotonic()
-        composition = composed(problem, effort)
+        composition = composed(problem, effort, hurried=False)
         value = composition.known[problem.graph.output]
         return Candidate(
             method=self.name,
@@ -51,14 +51,21 @@ class Product(Method):
         )
 
 
-def composed(problem: Problem, effort: Effort) -> Composition:
-    """The finished walk to the problem's output; one that was not hurried is kept for the next method that asks."""
+def composed(problem: Problem, effort: Effort, *, hurried: bool = True) -> Composition:
+    """The finished walk to the problem's output; it is kept for the next method that asks.
+
+    Args:
+        problem: the claim.
+        effort: what may be spent.
+        hurried: whether an earlier walk will do that took the cheap norms for want of time; it is what methods start from
+            that spend their time on other things.
+    """
     kept = problem.shared.get("product")
-    if isinstance(kept, Composition) and kept.effort.failure == effort.failure:
+    if isinstance(kept, Composition) and kept.effort.failure == effort.failure and (hurried or not kept.hurried):
         return kept
     composition = Composition(problem, effort, anchors(problem))
     composition.constant(problem.graph.output)
-    if not (composition.hurried or composition.interrupted):
+    if not composition.interrupted:
         problem.shared["product"] = composition
     return composition
 
