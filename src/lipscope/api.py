@@ -254,13 +254,25 @@ def _remarks(result: Result) -> tuple[str, ...]:
 
 
 def _search(problem: Problem, method: str, effort: Effort, budget: float) -> Result:
-    found: list[Candidate] = list(candidates(problem, effort, method))
+    found, stopped = list[Candidate](), False
+    try:
+        for candidate in candidates(problem, effort, method):
+            found.append(candidate)
+    except KeyboardInterrupt:
+        if best(found) is None:
+            raise
+        stopped = True
     winner = best(found)
-    stopped = any(c.interrupted for c in found)
+    stopped = stopped or any(c.interrupted for c in found)
     unbounded = prove_unbounded(problem) if winner is None else None
     share = budget * LOWER_SHARE
     search = replace(effort, deadline=time.monotonic() + (0.2 if stopped else share))
-    witness = None if unbounded else lower_bound(hinted(problem, [p for c in found for p in c.points]), search)
+    witness = None
+    try:
+        if unbounded is None:
+            witness = lower_bound(hinted(problem, [p for c in found for p in c.points]), search)
+    except KeyboardInterrupt:
+        stopped = True
     return Result(
         problem=problem,
         found=_upper(problem, winner, unbounded, found),
@@ -268,7 +280,7 @@ def _search(problem: Problem, method: str, effort: Effort, budget: float) -> Res
         unbounded=unbounded,
         witness=witness,
         candidates=tuple(found),
-        interrupted=stopped,
+        interrupted=stopped or (witness is not None and witness.interrupted),
     )
 
 

@@ -12,7 +12,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,12 +60,14 @@ class Witness:
         y: flattened input, float64, different from x.
         value: `|f(x) - f(y)| >= value |x - y|` in exact arithmetic, as box arithmetic shows.
         seconds: what the search took.
+        interrupted: whether the user stopped it.
     """
 
     x: Vector
     y: Vector
     value: float
     seconds: float
+    interrupted: bool = False
 
 
 def lower_bound(problem: Problem, effort: Effort, rounds: int = 40) -> Witness | None:
@@ -74,22 +75,27 @@ def lower_bound(problem: Problem, effort: Effort, rounds: int = 40) -> Witness |
 
     Half of the time goes to points with large Jacobians, half to pulling the best pairs apart by gradient ascent. The
     proof of the best pair comes after that: boxes take a moment, balls (for deep networks) up to a minute or two.
-    Interrupted by the user, it returns the best pair so far.
+    Interrupted by the user, it returns the best pair so far, and raises KeyboardInterrupt where there is none.
     """
     began = time.monotonic()
-    search = _Search(problem, effort)
+    search, interrupted = _Search(problem, effort), False
     try:
         with torch.enable_grad():
             _look(search, effort, began + (effort.deadline - began) / 2, rounds)
     except KeyboardInterrupt:
+        interrupted = True
         effort.progress("lower bound: stopped, keeping the best pair", 1.0)
     pair = search.best_pair()
-    with suppress(KeyboardInterrupt):
+    try:
         pair = search.proved_in_balls(pair)
+    except KeyboardInterrupt:
+        interrupted = True
+    if pair is None and interrupted:
+        raise KeyboardInterrupt
     if pair is None:
         return None
     x, y, value = pair
-    return Witness(x, y, value, time.monotonic() - began)
+    return Witness(x, y, value, time.monotonic() - began, interrupted)
 
 
 def _look(search: _Search, effort: Effort, half: float, rounds: int) -> None:

@@ -54,6 +54,8 @@ class BranchAndBound(Method):
         left = max(effort.deadline - began, 0.0)
         quick = replace(effort, deadline=began + min(QUICK, QUICK_SHARE * left))
         witness = lower_bound(problem, quick)
+        if witness is not None and witness.interrupted:
+            raise KeyboardInterrupt
         reached = 0.0 if witness is None else witness.value
         if effort.known <= reached * (1 + CLOSE):
             note = f"not needed: the best bound is within {CLOSE:.0e} of a lower bound"

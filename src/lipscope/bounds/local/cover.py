@@ -81,6 +81,8 @@ def covered(problem: Problem, root: Candidate, bounding: Bounding, effort: Effor
     now = time.monotonic()
     quick = now + min(QUICK, 0.05 * (effort.deadline - now))
     witness = lower_bound(problem, replace(effort, deadline=quick, progress=lambda message, share: None))
+    if witness is not None and witness.interrupted:
+        return replace(root, interrupted=True)
     target = CLOSE * (0.0 if witness is None else witness.value)
     if min(root.value, effort.known) <= target:
         return root
