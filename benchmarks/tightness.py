@@ -56,7 +56,7 @@ PEERS = ("cvxpy with Clarabel", "cvxpy with SCS", "eclipse-nn ECLipsE_Fast", "ec
 PACKAGES = ("cvxpy", "clarabel", "scs", "eclipse-nn")
 SMALL_ENOUGH = {"CLARABEL": 170, "SCS": 400}
 """Inputs and units up to which a solver is tried: beyond them the matrices of its cone do not fit into a few gigabytes, or nothing ends in time."""
-LIMIT = 60
+LIMIT = 30
 """Seconds of processor time for one peer on one network."""
 SEARCH, BUDGET = 90.0, 20.0
 """Seconds for a method's search, and the budget that everything beside it gets: of it the lower bound, sought once per method, takes a seventh."""
@@ -268,7 +268,8 @@ def main() -> None:
         print(f"{name}: lower {row['lower']:.6g}, {time.monotonic() - began:.1f} s", flush=True)
         for method, entry in row["methods"].items():  # type: ignore[attr-defined]
             print("   ", method, {key: value for key, value in entry.items() if value is not None}, flush=True)
-    arguments.output.write_text(json.dumps({"environment": before, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        stored = json.dumps({"environment": before, "rows": rows}, indent=1) + "\n"
+        arguments.output.write_text(stored, encoding="utf-8")
 
 
 if __name__ == "__main__":
