@@ -141,6 +141,8 @@ def test_layers_that_were_not_narrowed_are_told(monkeypatch: pytest.MonkeyPatch)
     assert not any("interval bounds" in text for text in told.warnings)
     from lipscope.bounds import problem
 
-    monkeypatch.setattr(problem, "narrow", lambda graph, region, norm, most: narrowing.narrow(graph, region, norm, most=1))
+    monkeypatch.setattr(
+        problem, "narrow", lambda graph, region, norm, most: narrowing.narrow(graph, region, norm, most=1)
+    )
     told = lipscope.bound(graph, "linf", "box:-1,1", method="product", budget=1, check=False)
     assert any("interval bounds" in text for text in told.warnings), told.warnings
