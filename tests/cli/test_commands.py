@@ -219,6 +219,7 @@ def test_ctrl_c_keeps_what_was_reached(tmp_path: Path, stage: bytes) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "lipscope", "bound", "nets:slow", "--input-shape", "1,24,24", "--budget", "500", "--json", "-o", str(bundle)],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background inherits that it is ignored
     )  # fmt: skip
     try:
         seen = b""
