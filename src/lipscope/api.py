@@ -223,7 +223,9 @@ def _bound(
     except KeyboardInterrupt:
         return replace(result, interrupted=True)
     except (ResourceError, OSError) as error:
-        remark = f"not checked, so no more than computed: {error}; free some space and run lipscope check on the bundle"
+        remark = (
+            f"not checked, so no more than computed: {error}; free space, write a bundle, and run lipscope check on it"
+        )
         return replace(result, warnings=(*result.warnings, remark))
 
 

@@ -284,7 +284,7 @@ def test_the_answer_is_printed_even_if_the_bundle_cannot_be_written(
     out, err = capsys.readouterr()
     assert json.loads(out)["upper"]["status"] == "certified"
     assert "disk is full" in err
-    for extra in ([], ["-o", tmp_path / "out"]):  # by now the temporary folder is full as well
+    for extra in ([], ["-o", tmp_path / "out"], ["--output", "pairs"]):  # by now the temporary folder is full as well
         assert run("bound", model, "--budget", "2", *extra) == 5
         err = capsys.readouterr().err
         assert "computed" in err and "certified" not in err and "not checked" in err and "disk is full" in err

@@ -71,7 +71,7 @@ def command(
                 loaded, norm, region, output, method, budget, memory=limit, check=not no_check, progress=report
             )
     if result is None:
-        finish_pairs(pairs, bundle, json)
+        finish_pairs(pairs, bundle, json, no_check)
         return
     written: Path | None = None
     try:
@@ -90,7 +90,7 @@ def command(
         raise typer.Exit(LipscopeError.exit_code)
 
 
-def finish_pairs(pairs: Pairs, bundle: Path | None, json: bool) -> None:
+def finish_pairs(pairs: Pairs, bundle: Path | None, json: bool, no_check: bool) -> None:
     """Write, print and exit, for all differences of two outputs."""
     written: Path | None = None
     try:
@@ -104,6 +104,8 @@ def finish_pairs(pairs: Pairs, bundle: Path | None, json: bool) -> None:
             show_pairs(pairs, written)
     if pairs.interrupted:
         raise typer.Exit(Interrupted.exit_code)
+    if not no_check and any(result.verdict is None for result in (pairs.whole, *pairs.pairs)):
+        raise typer.Exit(ResourceError.exit_code)
     if not pairs.accepted:
         raise typer.Exit(LipscopeError.exit_code)
 
