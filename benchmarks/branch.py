@@ -1,6 +1,6 @@
 """Branch and bound against the exact constant, found by listing all cells: value, seconds, cells, and what the checker says.
 
-    python benchmarks/branch.py [--only WORD] [--budget SECONDS] [--output FILE]
+    python benchmarks/branch.py [--only WORD] [--budget SECONDS] [--save]
 
 Networks named `He a-b-c` have Gaussian weights of variance 2/in from `numpy.random.default_rng(seed)`. The enumeration is the tests' own
 (`tests/harness/cells.py`), which shares nothing with the method. Networks too large to enumerate have no exact value; there the lower bound
@@ -38,6 +38,7 @@ SMALL = [
 LARGER = [(4, 6, 6, 3), (6, 7, 7, 1), (8, 12, 12, 2), (10, 16, 16, 1), (10, 24, 24, 1), (10, 20, 20, 20, 3)]
 ACTIVATIONS = {"relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(0.2), "steep": lambda: nn.LeakyReLU(2.5), "abs": Abs}
 NORMS = ("l1", "l2", "linf")
+RESULTS = Path(__file__).parent / "results" / "branch.json"
 
 
 def he(dims: tuple[int, ...], act: str, seed: int = 0) -> nn.Sequential:
@@ -76,7 +77,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
     parser.add_argument("--budget", type=float, default=60.0)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--save", action="store_true", help=f"to {RESULTS}")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows, worst, refused = [], 0.0, 0
@@ -97,9 +98,9 @@ def main() -> int:
                 rows.append(row)
                 print(*(f"{k}={v}" for k, v in row.items()), flush=True)
     print(f"{len(rows)} cases, largest relative error {worst:.1e}, {refused} refused")
-    if options.output is not None:
+    if options.save:
         document = {"environment": environment(), "budget": options.budget, "worst": worst, "rows": rows}
-        options.output.write_text(json.dumps(document, indent=1) + "\n")
+        RESULTS.write_text(json.dumps(document, indent=1) + "\n")
     return int(worst > 1e-3 or refused > 0)
 
 

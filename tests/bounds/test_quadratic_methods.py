@@ -212,11 +212,32 @@ def test_truncated_newton_steps_stop_in_time_and_only_on_chains() -> None:
 def test_chains_too_large_for_dense_matrices_are_certified(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(he_network((10, 30, 30, 30, 30, 30, 5)), input_shape=(10,))
     problem = pose(model.graph, Claim())
-    monkeypatch.setattr(quadratic, "CHAIN_LIMIT", 10)
+    monkeypatch.setattr(quadratic, "LARGE", 10)
     found = by_name("lipsdp")[0].run(problem, Effort())
     expect_upper(found.value, 42.972915)  # the optimum, see OPTIMA
     expect_lower(found.value, 42.972916 * (1 + 1e-4))
     assert "of the best multipliers" in found.note
+
+
+def test_deep_narrow_chains_reach_the_best_multipliers() -> None:
+    """The interior-point method stops at 20 times as much here."""
+    model = load(he_network((10, *[4] * 20, 3)), input_shape=(10,))
+    found = by_name("lipsdp")[0].run(pose(model.graph, Claim()), Effort())
+    assert "of the best multipliers" in found.note
+    assert "stopped" not in found.note
+
+
+def test_deep_chains_of_positive_weights_have_the_norm_of_the_product() -> None:
+    network = he_network((5, *[4] * 16, 3))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.abs_()
+    exact = np.linalg.norm(
+        np.linalg.multi_dot([w.detach().numpy() for w in network.parameters() if w.ndim == 2][::-1]), 2
+    )
+    found = by_name("lipsdp")[0].run(pose(load(network, input_shape=(5,)).graph, Claim()), Effort())
+    expect_upper(found.value, exact * (1 - 1e-14))  # numpy's rounding
+    expect_lower(found.value, exact * (1 + 2e-4))
 
 
 def skipping() -> Stacked:

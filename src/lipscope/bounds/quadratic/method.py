@@ -295,16 +295,28 @@ class LipSDP(Quadratic):
         small = network.reduced_input()
         rho, values = _start(small)
         fits = _interior_bytes(small) <= affordable(effort.memory)
-        if chain_weights(small) is not None and not (fits and small.dimension <= CHAIN_LIMIT):
+        if chain_weights(small) is not None and (not fits or _deep(small)):
             return [Offer(values), *_by_chain(small, effort)]
         if not fits:
             return [Offer(values, "too large for the best multipliers, and no chain of layers: the closed form")]
         path = minimise(small, 1.05 * rho, values, tolerance=1e-8, deadline=effort.deadline)
-        return [Offer(values), *(Offer(o.values, _gap(o)) for o in path[-6:])]
+        closed = Offer(values, "" if path else "the interior-point method found no point inside: the closed form")
+        return [closed, *(Offer(o.values, _gap(o)) for o in path[-6:])]
 
 
-CHAIN_LIMIT = 2500
-"""Above this size an iteration of the interior-point method takes longer than many truncated Newton steps."""
+LARGE = 2500
+"""Above this size a step of the interior-point method takes longer than many truncated Newton steps."""
+
+DEEP = 60
+"""So many times the work of a pass over the layers, a step of the interior-point method takes longer than truncated Newton steps do in all;
+
+and far above it (40 layers, say) the scales of the layers' multipliers lie so far apart that its steps are lost in rounding."""
+
+
+def _deep(network: Stacked) -> bool:
+    """Whether truncated Newton steps, whose cost is linear in the depth, are the better choice for a chain."""
+    passed = sum(layer.size**3 for layer in network.layers)
+    return network.dimension > LARGE or network.units**3 > DEEP * passed
 
 
 def _by_chain(network: Stacked, effort: Effort) -> list[Offer]:
