@@ -36,8 +36,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from environment import environment, versions
-from sklearn.datasets import load_digits
 from torch import nn
+from trained import dense, resnet
 
 from lipscope import bound, load
 from lipscope.bounds.method import Candidate, Effort, Method
@@ -75,21 +75,6 @@ def he(dims: tuple[int, ...], seed: int = 0) -> nn.Sequential:
     return nn.Sequential(*layers[:-1]).eval()
 
 
-def trained(dims: tuple[int, ...], act: type[nn.Module]) -> nn.Sequential:
-    digits = load_digits()
-    x, y = torch.tensor(digits.data / 16, dtype=torch.float32)[:1400], torch.tensor(digits.target)[:1400]
-    torch.manual_seed(0)
-    layers = [part for a, b in pairwise(dims) for part in (nn.Linear(a, b), act())][:-1]
-    model = nn.Sequential(*layers)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for _ in range(60):
-        for batch in torch.split(torch.randperm(1400), 64):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
-            optimizer.step()
-    return model.eval()
-
-
 Maker = Callable[[], nn.Module]
 Row = dict[str, object]
 
@@ -100,8 +85,9 @@ def networks(large: bool) -> dict[str, tuple[Maker, tuple[int, ...]]]:
         found[f"He {'-'.join(map(str, dims))}, seed 0"] = partial(he, dims), (dims[0],)
     for act in (nn.ReLU, nn.Tanh, nn.GELU):
         for dims in TRAINED:
-            found[f"digits {'-'.join(map(str, dims))} {act.__name__}"] = partial(trained, dims, act), (64,)
+            found[f"digits {'-'.join(map(str, dims))} {act.__name__}"] = partial(dense, dims, act), (64,)
     found["digits CNN (the demo's)"] = lambda: train_digits(0).model, (1, 8, 8)
+    found["digits ResNet, 2 blocks of 6 channels"] = partial(resnet, 6, 2), (1, 8, 8)
     return found
 
 

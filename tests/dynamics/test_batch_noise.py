@@ -18,7 +18,7 @@ from dynamics.training import LOSS, expect_same, mlp, train
 from lipscope.claims.errors import ModelError
 from lipscope.dynamics.factors import list_factors
 from lipscope.dynamics.projections import expand_factors, gradient_projections
-from lipscope.dynamics.quantities import scene
+from lipscope.dynamics.quantities import batch_noise, scene
 from lipscope.dynamics.quantities.batch_noise import rank_levels, ratio
 from lipscope.dynamics.store import open_run
 
@@ -98,10 +98,11 @@ def test_micro_batches_of_a_step_are_told_apart(make: Callable[[], nn.Module], l
 
     observed = train(tmp_path, make, loop=loop)
     found = seen(tmp_path)
-    assert list(found["micro_batches", ""].items()) == [(2, PARTS), (4, PARTS), (6, PARTS)]
-    for key, value in expected[2].items():
+    # The passes of step 2 are only counted.
+    assert list(found["micro_batches", ""].items()) == [(3, PARTS), (5, PARTS)]
+    for key, value in expected[3].items():
         assert value != 0, key
-        for step in (2, 4, 6):
+        for step in (3, 5):
             assert found[key][step] == pytest.approx(expected[step][key], rel=1e-3), (key, step)
     expect_same(train(None, make, loop=loop), observed)
 
@@ -110,6 +111,15 @@ def once(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tenso
     optimizer.zero_grad()
     LOSS(model(x), y).backward()
     optimizer.step()
+
+
+def test_one_pass_a_step_costs_no_expansion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(factors: object) -> None:
+        raise AssertionError("the norms' derivatives were computed for nothing")
+
+    monkeypatch.setattr(batch_noise, "expand_factors", refuse)
+    train(tmp_path, mlp, loop=once)
+    assert not seen(tmp_path)
 
 
 def thrown_away(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, step: int) -> None:

@@ -261,8 +261,13 @@ class Observer:
         if closure:
             batch.give_up()
         if armed:
+            known = batch.several
             self._safely(batch.finish)
-            self._due = [*(a for a in self._due if a is not account), account]
+            self._due = [a for a in self._due if a is not account]
+            if batch.several and not known:  # now that there is something to hear, the next step is listened to
+                self._arming = True
+            else:
+                self._due.append(account)
         elif batch.wanted and account in self._due:
             self._due.remove(account)
             self._arming = True

@@ -38,10 +38,12 @@ class BatchNoise:
 
     Tensor hooks listen to the gradients of one step, and are gone before the optimizer's step. The gradients of the parts are
     scaled as the step's own is (by clipping, by a loss scaler). Silent where a step has one backward pass on one rank, where the
-    weights moved between two passes, and where the step's gradient is not what the passes left.
+    weights moved between two passes, and where the step's gradient is not what the passes left. On one rank the first steps are
+    listened to for the number of their passes alone, which costs nothing.
 
     Attributes:
         ranks: whose gradients are averaged in the backward pass.
+        several: whether a step is known to have parts that can be told apart; None before a step was listened to.
         seconds: spent in hooks since `arm`, by `clock`.
         armed: whether hooks are listening.
     """
@@ -50,6 +52,7 @@ class BatchNoise:
 
     def __init__(self, factors: Sequence[Factor], clock: Callable[[], float] = time.perf_counter) -> None:
         self.ranks, self.seconds, self.armed = 1, 0.0, False
+        self.several: bool | None = None
         self.clock, self._factors = clock, factors
         self._parameters = {
             id(f.operator.parameter): f.operator.parameter
@@ -72,11 +75,13 @@ class BatchNoise:
         """Listen to the gradients of the step that comes next."""
         self.disarm()
         self._found = None
-        self._around = expand_factors(self._factors)
+        self._counting = self.ranks == 1 and not self.several
+        self._around = () if self._counting else expand_factors(self._factors)
         held = {id(one.operator.parameter) for one in self._around}
         for key, parameter in self._parameters.items():
-            if key in held:
-                self._handles.append(parameter.register_hook(self._listener(key)))  # type: ignore[no-untyped-call]
+            if self._counting or key in held:
+                listener = self._count if self._counting else self._listener(key)
+                self._handles.append(parameter.register_hook(listener))  # type: ignore[no-untyped-call]
         self._versions = self._moved()
         self.armed = True
 
@@ -96,6 +101,10 @@ class BatchNoise:
         """Right before the step: what the parts say of its gradient."""
         try:
             if not self.armed or self._versions != self._moved():
+                return
+            if self._counting:
+                self.several = self._passes > 1
+                self._looks -= self._passes
                 return
             self._fold()
             count = len(self._units)
@@ -127,10 +136,21 @@ class BatchNoise:
 
     def _forget(self) -> None:
         self._around, self._versions = (), []
+        self._counting, self._passes = False, 0
         self._units: list[Projections] = []
         self._total: Gradients = {}
         self._heard: Gradients = {}
         self._after: Gradients = {}
+        self._inside = False
+
+    def _count(self, gradient: Tensor) -> None:
+        del gradient
+        if not self._inside:
+            self._inside = True
+            self._passes += 1
+            torch.autograd.Variable._execution_engine.queue_callback(self._pause)
+
+    def _pause(self) -> None:
         self._inside = False
 
     def _listener(self, key: int) -> Callable[[Tensor], None]:
