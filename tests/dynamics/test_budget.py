@@ -168,3 +168,13 @@ def test_presets_and_an_explicit_budget_that_beats_them() -> None:
     for wrong in (0.0, -1.0, float("nan"), float("inf"), 50.0):
         with pytest.raises(UsageError, match="expected a budget as a share"):
             preset("default", wrong)
+
+
+def test_a_rehearsal_counts_double_until_there_is_a_true_reading() -> None:
+    (account,) = accounts(("identity",))
+    account.read(0, 0.5, paid=False, rehearsed=True)
+    assert (account.cost, account.balance) == (2 * 0.5, 0.0)
+    account.read(7, 0.3)
+    assert (account.cost, account.balance) == (0.3, -0.3)
+    account.read(9, 0.4)
+    assert account.cost == 0.4

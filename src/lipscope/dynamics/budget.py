@@ -28,6 +28,9 @@ SAFETY = 0.9
 ADVANCE = 0.1
 """Seconds of training that are taken as paid when the run begins, so that the first steps are seen."""
 
+FAR = 2.0
+"""A first observed step takes about this many times its rehearsal, which begins nearer to what is known."""
+
 PAUSE = 10.0
 """A gap between two steps that is this many times the usual one is a pause (an evaluation, a notebook) and pays nothing
 beyond that."""
@@ -101,6 +104,7 @@ class Account:
     last: int = -1
     readings: int = 0
     gap: int = 0
+    _guessed: bool = False
     _costs: deque[float] = field(default_factory=lambda: deque(maxlen=5))
 
     @property
@@ -108,11 +112,21 @@ class Account:
         """More than this the account does not need."""
         return math.inf if self.cost is None else max(3.0 * self.cost, 1e-4)
 
-    def read(self, step: int, cost: float, paid: bool = True) -> None:
-        """A reading at a step has cost so many seconds, which are not taken from the balance if it was before training."""
+    def read(self, step: int, cost: float, paid: bool = True, rehearsed: bool = False) -> None:
+        """A reading at a step has cost so many seconds.
+
+        Args:
+            step: when.
+            cost: seconds.
+            paid: taken from the balance, unlike readings before training.
+            rehearsed: the reading was of nothing that happened; what the first true one costs takes its place.
+        """
         if paid:
             self.balance -= cost
-        self._costs.append(cost)
+        if self._guessed:
+            self._costs.clear()
+        self._guessed = rehearsed
+        self._costs.append(FAR * cost if rehearsed else cost)
         self.cost = statistics.median_high(self._costs)
         self.gap = 0 if self.last < 0 else step - self.last
         self.last, self.readings = step, self.readings + 1

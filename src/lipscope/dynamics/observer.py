@@ -171,7 +171,7 @@ class Observer:
                 self._safely(lambda name=account.name: self._rehearse(name))  # type: ignore[misc]
             else:
                 rows += self._read(account.name)
-            account.read(self.step, self._clock() - began, paid=False)
+            account.read(self.step, self._clock() - began, rehearsed=fixed, paid=False)
         rows += self._read("step")
         rows.append(("observer", Reading("setup_seconds", self._clock() - self._began, "measured")))
         self._safely(lambda: self.panel.record(self.step, rows))
