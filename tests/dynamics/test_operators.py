@@ -175,6 +175,53 @@ def test_transposed_convolution() -> None:
     assert operator.expand(operator.snapshot()).norm == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)))
 
 
+APART = [
+    (lambda: nn.Conv2d(3, 5, 1), (3, 4, 3)),
+    (lambda: nn.Conv2d(3, 5, 1, padding_mode="circular"), (3, 4, 3)),
+    (lambda: nn.Conv2d(4, 6, 1, stride=2, groups=2), (4, 4, 5)),
+    (lambda: nn.Conv2d(2, 4, (2, 3), stride=(2, 4)), (2, 5, 8)),
+    (lambda: nn.Conv1d(3, 4, 2, dilation=2, stride=3), (3, 10)),
+    (lambda: nn.ConvTranspose2d(3, 4, 2, stride=2), (3, 3, 4)),
+    (lambda: nn.ConvTranspose1d(2, 3, 2, stride=3, output_padding=1), (2, 4)),
+]
+"""No two outputs of a convolution read the same input, no two inputs of a transposed one reach the same output."""
+
+
+@pytest.mark.parametrize("index", range(len(APART)))
+def test_disjoint_patches_have_a_simple_norm(index: int) -> None:
+    make, shape = APART[index]
+    module = seeded(make)
+    operator = (Convolution if isinstance(module, nn.Conv1d | nn.Conv2d) else TransposedConvolution)(module, shape)
+    (weight,) = operator.snapshot()
+    values = torch.linalg.svdvals(unrolled(operator.apply, weight, shape))
+    assert float(values[1]) == pytest.approx(float(values[0]), rel=1e-12)  # the whole operator's is not simple
+    expansion = operator.expand((weight,))
+    assert expansion.simple
+    assert expansion.norm == pytest.approx(float(values[0]), rel=1e-12)
+    change = 0.3 * direction_of(weight)
+    first, second = differences(operator.apply, shape, weight, change)
+    assert expansion.first(change) == pytest.approx(first, rel=2e-6, abs=1e-7)
+    assert float(expansion.second(expansion.image(change)[None])) == pytest.approx(second, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.Conv2d(2, 3, 2, stride=2, padding=1), (2, 4, 4)),  # patches are cut by the border
+        (lambda: nn.Conv2d(2, 3, 2, stride=(2, 1)), (2, 4, 4)),
+        (lambda: nn.Conv1d(2, 3, 2, stride=2, dilation=2), (2, 9)),
+        (lambda: nn.ConvTranspose1d(2, 3, 2, stride=2, padding=1), (2, 2)),  # every pixel is cut
+        (lambda: nn.ConvTranspose1d(2, 3, 3, stride=2), (2, 5)),
+    ],
+)
+def test_patches_that_meet_or_are_cut_are_taken_whole(make: object, shape: tuple[int, ...]) -> None:
+    module = seeded(make)
+    operator = (Convolution if isinstance(module, nn.Conv1d | nn.Conv2d) else TransposedConvolution)(module, shape)
+    (weight,) = operator.snapshot()
+    exact = float(torch.linalg.svdvals(unrolled(operator.apply, weight, shape))[0])
+    assert operator.expand((weight,)).norm == pytest.approx(exact, rel=1e-10)
+
+
 def test_batch_norm_is_a_factor_of_its_own() -> None:
     norm = nn.BatchNorm1d(4).double().eval()
     norm.weight.data = torch.tensor([1.0, -3.0, 2.0, 0.5], dtype=torch.float64)

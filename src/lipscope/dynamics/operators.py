@@ -128,12 +128,34 @@ class Convolution(Operator):
         ]
         return conv.padding_mode == "circular" and set(conv.stride) == {1} and padded == list(self.shape[1:])
 
+    @property
+    def disjoint(self) -> bool:
+        """Whether no two outputs read the same input and none reads padding: kernels of 1, patches.
+
+        Then the operator is one matrix, repeated, and its norm that of a single patch: simple where the whole operator's is not.
+        """
+        conv = self.module
+        inside = all(_padding(conv, axis) == 0 for axis in range(len(conv.stride)))
+        return inside and _apart(conv)
+
     def expand(self, snapshot: Snapshot, start: Expansion | None = None, towards: Tensor | None = None) -> Expansion:
         """By Fourier blocks where it is circular, else written down where it is small, else by Lanczos."""
         (weight,) = snapshot
+        if self.disjoint:
+            return _expand(self.apply, weight, (self.shape[0], *_spans(self.module)), start)
         if self.circular:
             return FourierExpansion(weight, self.shape[1:], tuple(self.module.dilation), self.module.groups)
         return _expand(self.apply, weight, self.shape, start)
+
+
+def _spans(conv: nn.modules.conv._ConvNd) -> list[int]:
+    """How far a kernel reaches along every axis."""
+    return [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+
+
+def _apart(conv: nn.modules.conv._ConvNd) -> bool:
+    """Whether the places that a kernel reaches do not meet those of its neighbours."""
+    return all(span <= stride for span, stride in zip(_spans(conv), conv.stride, strict=True))
 
 
 def _padding(conv: nn.modules.conv._ConvNd, axis: int) -> int:
@@ -155,8 +177,11 @@ class TransposedConvolution(Operator):
         return function(x, weight, None, conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)  # type: ignore[arg-type]
 
     def expand(self, snapshot: Snapshot, start: Expansion | None = None, towards: Tensor | None = None) -> Expansion:
-        """Written down where it is small, else by Lanczos."""
-        return _expand(self.apply, snapshot[0], self.shape, start)
+        """Written down where it is small, else by Lanczos; of one pixel where pixels do not meet in the output and none is cut."""
+        conv = self.module
+        alone = _apart(conv) and not any(conv.padding)
+        shape = (self.shape[0], *(1 for _ in conv.stride)) if alone else self.shape
+        return _expand(self.apply, snapshot[0], shape, start)
 
 
 def _expand(
