@@ -55,21 +55,21 @@ class Runs:
         except UsageError:  # half written, of another version, deleted meanwhile: looked at again next time
             return
         self._names.setdefault(place, f"r{len(self._names) + 1}")
-        self._facts[place] = gather_run(self._open[place], self._names[place])
 
     def _read(self, place: Path) -> None:
         run = self._open[place]
         try:
             if run.exists:
                 run.refresh()
-                facts = gather_run(run, self._names[place])
-                self._facts[place] = self._facts[place] if facts.token == self._facts[place].token else facts
+                facts, before = gather_run(run, self._names[place]), self._facts.get(place)
+                self._facts[place] = facts if before is None or before.token != facts.token else before
                 return
         except (sqlite3.Error, OSError):
             pass
         run.close()
         del self._open[place]
-        self._facts[place] = replace(self._facts[place], state=DELETED)
+        if place in self._facts:
+            self._facts[place] = replace(self._facts[place], state=DELETED)
 
 
 def create_app(folders: list[Path]) -> FastAPI:
@@ -91,4 +91,6 @@ def create_app(folders: list[Path]) -> FastAPI:
         facts, now = runs.look()
         return Response(status_code=204) if now == token else HTMLResponse(render([], facts, now, parts=True))
 
+    # The stores are read while the browser starts.
+    threading.Thread(target=page, daemon=True).start()
     return app
