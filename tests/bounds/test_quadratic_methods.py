@@ -24,8 +24,9 @@ from lipscope.bounds.quadratic.chain_point import Chain
 from lipscope.bounds.quadratic.closed_form import eclipse, eclipse_fast
 from lipscope.bounds.quadratic.elimination import norm_start, smallest_rho
 from lipscope.bounds.quadratic.envelope import envelope, factored
-from lipscope.bounds.quadratic.newton import minimise
-from lipscope.bounds.quadratic.stacked import Layer, Stacked
+from lipscope.bounds.quadratic.forms import piece
+from lipscope.bounds.quadratic.newton import Optimum, minimise
+from lipscope.bounds.quadratic.stacked import Layer, Stacked, Vector
 from lipscope.claims.claim import Claim
 from lipscope.claims.errors import UsageError
 
@@ -220,11 +221,25 @@ def test_chains_too_large_for_dense_matrices_are_certified(monkeypatch: pytest.M
 
 
 def test_deep_narrow_chains_reach_the_best_multipliers() -> None:
-    """The interior-point method stops at 20 times as much here."""
-    model = load(he_network((10, *[4] * 20, 3)), input_shape=(10,))
+    """The points nearest to the optimum, where the search comes to a stand, have no room for a proof."""
+    model = load(he_network((10, *[4] * 40, 3)), input_shape=(10,))
     found = by_name("lipsdp")[0].run(pose(model.graph, Claim()), Effort())
-    assert "of the best multipliers" in found.note
-    assert "stopped" not in found.note
+    assert found.note.endswith("of the best multipliers")
+    small = piece(pose(model.graph, Claim()), 0, model.graph.output).stacked.reduced_input()
+    start = norm_start(small)
+    best = minimise(small, 1.05 * smallest_rho(small, start), start)[-1]
+    expect_lower(found.value, np.sqrt(best.rho) * (1 + 1e-5))
+
+
+def test_an_interior_point_search_that_is_lost_gives_way_to_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(he_network((10, 30, 30, 30, 30, 30, 5)), input_shape=(10,))
+
+    def stuck(network: Stacked, rho: float, values: Vector, **_: object) -> list[Optimum]:
+        return [Optimum(rho, values, np.inf)]
+
+    monkeypatch.setattr(quadratic, "minimise", stuck)
+    found = by_name("lipsdp")[0].run(pose(model.graph, Claim()), Effort())
+    expect_lower(found.value, 42.972916 * (1 + 1e-4))  # the optimum, see OPTIMA
 
 
 def test_deep_chains_of_positive_weights_have_the_norm_of_the_product() -> None:

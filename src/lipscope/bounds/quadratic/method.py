@@ -295,28 +295,45 @@ class LipSDP(Quadratic):
         small = network.reduced_input()
         rho, values = _start(small)
         fits = _interior_bytes(small) <= affordable(effort.memory)
-        if chain_weights(small) is not None and (not fits or _deep(small)):
+        chain = chain_weights(small) is not None
+        if chain and (not fits or _deep(small)):
             return [Offer(values), *_by_chain(small, effort)]
         if not fits:
             return [Offer(values, "too large for the best multipliers, and no chain of layers: the closed form")]
-        path = minimise(small, 1.05 * rho, values, tolerance=1e-8, deadline=effort.deadline)
+        share = _half(effort) if chain else effort
+        path = minimise(small, 1.05 * rho, values, tolerance=1e-8, deadline=share.deadline)
         closed = Offer(values, "" if path else "the interior-point method found no point inside: the closed form")
-        return [closed, *(Offer(o.values, _gap(o)) for o in path[-6:])]
+        inside = [closed, *(Offer(o.values, _gap(o)) for o in _spread(path))]
+        lost = chain and min((o.gap for o in path), default=np.inf) > LOST
+        return [*inside, *_by_chain(small, effort)] if lost else inside
 
+
+def _spread(path: list[Optimum]) -> list[Optimum]:
+    """The last point, and earlier ones at growing distances in rho: the nearer to the optimum, the less room for a proof."""
+    found: list[Optimum] = []
+    for point in reversed(path):
+        if not found or point.rho >= found[-1].rho * (1 + NEAREST * 5 ** (len(found) - 1)):
+            found.append(point)
+    return found
+
+
+NEAREST = 1e-9
+"""Relative distance in rho between the last points that are offered; the next ones are five times as far apart each time."""
+
+LOST = 2e-4
+"""The relative gap in rho above which a search that has ended is not the last."""
 
 LARGE = 2500
 """Above this size a step of the interior-point method takes longer than many truncated Newton steps."""
 
-DEEP = 60
-"""So many times the work of a pass over the layers, a step of the interior-point method takes longer than truncated Newton steps do in all;
-
-and far above it (40 layers, say) the scales of the layers' multipliers lie so far apart that its steps are lost in rounding."""
+MANY, DEEP = 400, 60
+"""With more units than this, and so many times the work of a pass over the layers, it takes longer than all of them."""
 
 
 def _deep(network: Stacked) -> bool:
     """Whether truncated Newton steps, whose cost is linear in the depth, are the better choice for a chain."""
     passed = sum(layer.size**3 for layer in network.layers)
-    return network.dimension > LARGE or network.units**3 > DEEP * passed
+    return network.dimension > LARGE or (network.units > MANY and network.units**3 > DEEP * passed)
 
 
 def _by_chain(network: Stacked, effort: Effort) -> list[Offer]:

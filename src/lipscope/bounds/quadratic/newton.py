@@ -34,8 +34,14 @@ ITERATIONS = 80
 """It takes some twenty; more than this it takes only where rounding has the last word."""
 
 
+STAND = 6
+"""Iterations without progress that end a search."""
+
 LANCZOS_STEPS = 24
 """For a step length; it is an estimate that a factorisation confirms."""
+
+DENSE = 150
+"""Up to this size all eigenvalues take less time than the steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +83,18 @@ def minimise(
     search = _Search(scaled, values * scale)
     path = [search.point(rho, scale)]
     for _ in range(ITERATIONS):
-        if path[-1].gap < tolerance or time.monotonic() > deadline or not search.advance():
+        if path[-1].gap < tolerance or time.monotonic() > deadline or _stands(path) or not search.advance():
             break
         path.append(search.point(rho, scale))
     return path
+
+
+def _stands(path: list[Optimum]) -> bool:
+    """Whether rounding has brought the search to a stand: neither rho nor the gap moves."""
+    if len(path) <= STAND:
+        return False
+    before, now = path[-1 - STAND], path[-1]
+    return now.gap < np.inf and now.gap > 0.9 * before.gap and now.rho > before.rho * (1 - 0.1 * now.gap)
 
 
 def _rescaled(network: Stacked, rho: float, values: Vector) -> tuple[Stacked, Vector]:
@@ -318,8 +332,11 @@ def _ratio(values: Vector, step: Vector) -> float:
 
 
 def _reach(forward: Callable[[Vector], Vector], backward: Callable[[Vector], Vector], step: Matrix) -> float:
-    """About how far `L L^T + t step` stays positive definite: from some Lanczos steps for the smallest eigenvalue of `L^{-1} step L^{-T}`."""
+    """About how far `L L^T + t step` stays positive definite: from the smallest eigenvalue of `L^{-1} step L^{-T}`, of large ones by some Lanczos steps."""
     size = len(step)
+    if size <= DENSE:
+        lowest = float(np.linalg.eigvalsh(forward(np.ascontiguousarray(forward(step).T)))[0])
+        return np.inf if lowest >= 0 else -1 / lowest
     count = min(size, LANCZOS_STEPS)
     basis, diagonal, off = np.zeros((count + 1, size)), np.zeros(count), np.zeros(count)
     basis[0] = np.random.default_rng(0).standard_normal(size)
