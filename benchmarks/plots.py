@@ -2,8 +2,8 @@
 
     python benchmarks/plots.py [--results FOLDER] [--images FOLDER] [--page FILE]
 
-Draws docs/images/tightness.svg and docs/images/growth.svg from benchmarks/results/tightness.json and growth.json, and writes the parts of docs/tightness.md
-that stand between `<!-- NAME: begin -->` and `<!-- NAME: end -->`. A result that is not there leaves its picture and its parts as they are.
+Draws docs/images/tightness.svg and docs/images/growth.svg from tightness.json and growth.json in benchmarks/results, and writes the parts of docs/tightness.md,
+also from branch.json and local.json, that stand between `<!-- NAME: begin -->` and `<!-- NAME: end -->`. A result that is not there leaves its picture and its parts as they are.
 The pictures have no background, and one grey for all text that reads on white and on black.
 """
 
@@ -191,6 +191,51 @@ def growth_table(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def branch_table(result: dict[str, Any]) -> str:
+    """A row per network and norm, over its three regions."""
+    rows = []
+    for name, norm in dict.fromkeys((row["network"], row["norm"]) for row in result["rows"]):
+        cases = [row for row in result["rows"] if (row["network"], row["norm"]) == (name, norm)]
+        error = f"{max(abs(row['error']) for row in cases):.0e}" if "error" in cases[0] else ""
+        gap = max(row["upper"] / row["lower"] - 1 for row in cases)
+        certified = sum(row["status"] == "certified" for row in cases)
+        rows.append(
+            [name, norm, error, f"{gap:.1e}", f"{max(row['seconds'] for row in cases):.2g}", f"{max(row['check'] for row in cases):.2g}",
+             f"{certified} of {len(cases)}"]
+        )  # fmt: skip
+    head = [
+        "network",
+        "norm",
+        "off the exact constant",
+        "above the attained quotient",
+        "seconds",
+        "seconds of the check",
+        "certified",
+    ]
+    return table(head, rows)
+
+
+def local_table(result: dict[str, Any]) -> str:
+    """A row per network, norm and half-width: every bound over the largest quotient attained."""
+    used = list(result["rows"][0]["methods"])
+    rows = [
+        [row["network"], row["norm"], f"{row['radius']:g}", f"{row['lower']:.4g}",
+         *(f"{row['methods'][m]['value'] / row['lower']:.4g} ({row['methods'][m]['cpu seconds']:.2g} s)" for m in used)]
+        for row in result["rows"]
+    ]  # fmt: skip
+    return table(["network", "norm", "half-width", "attained", *used], rows)
+
+
+def local_summary(result: dict[str, Any]) -> str:
+    """For every method, how near it comes to what is attained."""
+    rows = []
+    for method in result["rows"][0]["methods"]:
+        ratios = sorted(row["methods"][method]["value"] / row["lower"] for row in result["rows"])
+        near = sum(ratio <= 1.5 for ratio in ratios)
+        rows.append([method, f"{ratios[len(ratios) // 2]:.3g}", f"{ratios[-1]:.3g}", f"{near} of {len(ratios)}"])
+    return table(["method", "median", "largest", "within 1.5"], rows)
+
+
 def place(result: dict[str, Any]) -> str:
     """The environment of a run, in a line."""
     return (
@@ -223,6 +268,8 @@ def main() -> None:
     makers = {
         "tightness": (tightness, {"table": tightness_table, "summary": tightness_summary}),
         "growth": (growth, {"growth": growth_table}),
+        "branch": (None, {"branch": branch_table}),
+        "local": (None, {"local": local_table, "local summary": local_summary}),
     }
     parts: dict[str, str] = {}
     with mpl.rc_context(STYLE):
@@ -232,7 +279,8 @@ def main() -> None:
                 print(f"{source} is missing: its picture and its parts stay as they are")
                 continue
             result = json.loads(source.read_text(encoding="utf-8"))
-            draw(result, arguments.images / f"{name}.svg")
+            if draw is not None:
+                draw(result, arguments.images / f"{name}.svg")
             parts |= {key: make(result) for key, make in texts.items()} | {f"{name} environment": place(result)}
     written(arguments.page, parts)
 
