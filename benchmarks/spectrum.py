@@ -90,7 +90,7 @@ def one_map(name: str, model: nn.Module, scale: float, rounds: int, batch: int) 
     x, y = torch.rand(count, 3, 32, 32), torch.randint(10, (count,))
     distinct = max(12, int(514 * scale))
     whole = None if distinct >= 514 else distinct
-    part = max(3, (whole or 514) // 10)
+    part = max(3, (whole or 514) * 48 // 514)
     pool = [torch.rand(batch, 3, 32, 32) for _ in range(POOL)]
     waves = 1024 if whole is None else 2 * distinct  # four of the 514 frequencies have one phase
     number = waves * count // batch

@@ -59,6 +59,7 @@ def test_channels_stay_together() -> None:
     [
         ((28, 28, 3), {}, "--channels-last"),
         ((), {}, "single number"),
+        ((2, 100), {}, "--grid 100 .* for a signal of 2 channels, or --grid 2,100"),
         ((60,), {"grid": (7,)}, "divides"),
         ((60,), {"grid": ()}, "grid"),
     ],
@@ -104,7 +105,10 @@ def test_names_of_arrays_and_arrangements(tmp_path: Path) -> None:
 def test_bytes_are_scaled_and_other_numbers_are_not(tmp_path: Path) -> None:
     whole = np.full((3, 4, 5), 255)
     assert float(load_data(stored(tmp_path, x=whole.astype(np.uint8)), GRAY, 3).x.max()) == 1
-    assert float(load_data(stored(tmp_path, x=whole.astype(np.int64)), GRAY, 3).x.max()) == 255
+    data = load_data(stored(tmp_path, x=whole.astype(np.int64)), GRAY, 3)
+    assert (
+        float(data.x.max()) == 255 and "whole numbers (int64) were taken as they are, from 255 to 255" in data.notes[0]
+    )
 
 
 def test_fewer_examples_and_constant_ones_are_noted(tmp_path: Path) -> None:
@@ -129,6 +133,9 @@ def not_finite() -> np.ndarray:
         ({"z": np.zeros((5, 4, 5))}, "arrays z"),
         ({"x": np.zeros((5, 4, 5)), "y": np.zeros(4, dtype=int)}, "a label for each of 5"),
         ({"x": np.zeros((5, 4, 5)), "y": np.array(list("abcde"))}, "labels as integers"),
+        ({"x": np.zeros((5, 4, 5)), "y": np.array([0, 1, -1, 0, 1])}, r"from 0 .* got whole numbers \[5\] from -1"),
+        ({"x": np.zeros((5, 4, 5)), "y": np.eye(5, dtype=int)}, r"one-hot rows: their argmax"),
+        ({"x": np.zeros((5, 4, 5)), "y": np.array([0.0, np.nan, 0, 0, 0])}, "with NaN or infinite entries"),
         ({"x": np.zeros((0, 4, 5))}, "got none"),
         ({"x": np.array(["a"])}, "array of numbers"),
     ],
@@ -136,6 +143,26 @@ def not_finite() -> np.ndarray:
 def test_data_that_do_not_fit(arrays: dict[str, np.ndarray], words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words):
         load_data(stored(tmp_path, **arrays), GRAY, 5)
+
+
+def test_labels_of_two_kinds_and_arrays_beside_them(tmp_path: Path) -> None:
+    x, other = np.zeros((4, 4, 5)), np.array([{}, 1], dtype=object)
+    data = load_data(stored(tmp_path, x=x, y=np.array([True, False, True, False]), other=other), GRAY, 4)
+    assert data.y is not None and data.y.dtype == torch.int64 and data.y.tolist() == [1, 0, 1, 0]
+    part = data.first(3)
+    assert len(part.x) == 3 and part.places == (0, 1, 2) and part.y is not None and part.y.tolist() == [1, 0, 1]
+
+
+def test_images_of_more_than_eight_bits_are_refused_and_lost_colours_told(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    colours = np.zeros((4, 5, 3), dtype=np.uint8)
+    image.fromarray(colours).save(tmp_path / "a.png")
+    image.fromarray(colours[..., 0]).save(tmp_path / "b.png")
+    assert any("1 of 2 images have colours" in note for note in load_data(tmp_path, GRAY, 2).notes)
+    assert not any("colours" in note for note in load_data(tmp_path, COLOUR, 2).notes)
+    image.fromarray(np.full((4, 5), 300, dtype=np.uint16)).save(tmp_path / "b.png")
+    with pytest.raises(UsageError, match=r"8 bits a channel, got more in .*b\.png"):
+        load_data(tmp_path, GRAY, 2)
 
 
 def test_sources_that_cannot_be_read(tmp_path: Path) -> None:

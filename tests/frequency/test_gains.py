@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 from torch import nn
 
 from frequency.cases import matrix_of, noise, projector, seeded, spectral
-from lipscope.claims.errors import ModelError, UsageError
+from lipscope.claims.errors import Interrupted, ModelError, UsageError
 from lipscope.frequency import jacobian as module
 from lipscope.frequency.band_gain import band_gains, summaries
 from lipscope.frequency.bands import KINDS, band_masks
 from lipscope.frequency.gradient_spectrum import by_class, loss_gradient_power, radial_profile, split
-from lipscope.frequency.jacobian import jacobian, probed_power, rows, sensitivity
+from lipscope.frequency.heatmap import fourier_heatmap
+from lipscope.frequency.importance import spectral_shapley
+from lipscope.frequency.jacobian import Sensitivity, jacobian, probed_power, rows, sensitivity
 
 
 def network(channels: int = 2) -> nn.Module:
@@ -86,6 +89,66 @@ def test_a_circular_convolution_has_the_norm_of_its_symbol_in_every_band() -> No
     for mask, gain in zip(bands.masks.numpy(), found, strict=True):
         largest = max(spectral(symbol[:, :, a, b]) for a, b in np.argwhere(mask))
         assert abs(gain.largest - largest) < 1e-10
+
+
+def test_a_model_of_another_precision_is_told_apart_from_one_that_converts() -> None:
+    single, x, y, bands = network().float(), points(), torch.arange(4) % 3, band_masks((6, 5), 2)
+    calls: list[Callable[[nn.Module], object]] = [
+        lambda m: band_gains(m, x, bands),
+        lambda m: loss_gradient_power(m, x, y, nn.functional.cross_entropy, bands),
+        lambda m: spectral_shapley(m, x, y, bands),
+        lambda m: fourier_heatmap(m, x, y, 1.0),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match=r"torch\.float32, got torch\.float64 .* x\.to\(torch\.float32\)"):
+            call(single)
+        call(Converts(single).eval())
+
+
+class Converts(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.inner(x.float())
+        return found
+
+
+class Root(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1).sqrt()
+
+
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_derivatives_that_are_not_finite_are_refused_by_number(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGEST_JACOBIAN", limit)
+    x, bands = points(5).abs() + 1, band_masks((6, 5), 2)
+    x[3, 0, 0, 0] = 0
+    with pytest.raises(UsageError, match="1 of 2 examples, the first is number 3 of those given"):
+        sensitivity(Root().eval(), x, bands, batch=2)
+    with pytest.raises(UsageError, match="number 3 of those given"):
+        loss_gradient_power(Root().eval(), x, x, lambda out, _: out.sum(dim=1), bands, batch=2)
+
+
+def test_stopped_it_keeps_the_examples_that_are_done() -> None:
+    x, bands = points(6), band_masks((6, 5), 2)
+
+    def stop_at(share: float) -> Callable[[str, float], None]:
+        def progress(_: str, done: float) -> None:
+            if done >= share:
+                raise KeyboardInterrupt
+
+        return progress
+
+    with pytest.raises(Interrupted, match="4 of 6") as stopped:
+        sensitivity(network(), x, bands, batch=2, progress=stop_at(0.6))
+    found = stopped.value.result
+    assert isinstance(found, Sensitivity) and torch.equal(
+        found.gains, sensitivity(network(), x[:4], bands, batch=2).gains
+    )
+    with pytest.raises(Interrupted, match="before any"):
+        sensitivity(network(), x, bands, progress=stop_at(0))
 
 
 def test_many_outputs_are_estimated_from_below(monkeypatch: pytest.MonkeyPatch) -> None:

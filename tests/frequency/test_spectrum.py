@@ -230,6 +230,29 @@ def test_the_command(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "200 examples were asked for" in found["notes"][0]
 
 
+@pytest.mark.parametrize(("channels", "grid"), [(2, "31"), (7, "31")])
+def test_the_command_knows_signals_by_their_convolutions(
+    channels: int, grid: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = nn.Sequential(nn.Conv1d(channels, 2, 3), nn.Flatten(), nn.Linear(58, 2)).eval()
+    torch.export.save(torch.export.export(network, (torch.zeros(1, channels, 31),)), tmp_path / "signals.pt2")
+    np.savez(tmp_path / "[b]signals.npz", x=noise(4, channels, 31).numpy())
+    assert (
+        run(
+            "spectrum",
+            tmp_path / "signals.pt2",
+            "--data",
+            tmp_path / "[b]signals.npz",
+            "--method",
+            "product",
+            "--no-check",
+        )
+        == 0
+    )
+    shown = capsys.readouterr().err
+    assert f"of a {grid} grid" in shown and "[b]signals" in shown
+
+
 def test_the_commands_options(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, page = tmp_path / "data.npz", tmp_path / "page.html"
     code = run("spectrum", model, "--data", data, "--kind", "round", "--method", "product", "--samples", 4, "--no-importance", "--no-check",

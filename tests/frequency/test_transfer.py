@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+import lipscope
 from frequency.cases import loaded, matrix_of, noise, projector, seeded, spectral
 from lipscope.claims.errors import UsageError
 from lipscope.frequency.bands import band_masks, custom_bands
 from lipscope.frequency.jacobian import sensitivity
+from lipscope.frequency.layout import find_layout
 from lipscope.frequency.spectrum import graph_model
 from lipscope.frequency.transfer import (
     harmonic_bound,
@@ -64,6 +66,39 @@ def test_layers_without_a_grid_have_no_transfer() -> None:
     assert transfer_matrices(graph, layout, band_masks((5,), 2), noise(2, 1, 5)) == []
     with pytest.raises(UsageError, match="custom"):
         transfer_matrices(graph, layout, custom_bands(torch.ones(1, 5, dtype=torch.bool)), noise(2, 1, 5))
+
+
+class Turned(nn.Module):
+    """Channels go last for a while, and heads of attention are no grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mix = nn.Conv2d(2, 3, 3), nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.mix(self.first(torch.tanh(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)))
+        x = torch.sigmoid(x.permute(0, 3, 1, 2))
+        heads = x.flatten(2).transpose(1, 2).reshape(-1, 20, 2, 2).transpose(1, 2)
+        return torch.relu(heads).flatten(1)
+
+
+def test_layers_are_those_whose_last_axes_are_the_grid() -> None:
+    graph = lipscope.load(seeded(Turned), input_shape=(6, 7, 2)).graph
+    layout = find_layout((6, 7, 2), channels_last=True)
+    found = transfer_matrices(graph, layout, band_masks((6, 7), 2), noise(2, 2, 6, 7))
+    assert [(t.kind, t.bands.grid) for t in found] == [("tanh", (6, 7)), ("Conv", (4, 5)), ("sigmoid", (4, 5))]
+
+
+@pytest.mark.parametrize(("shape", "grid"), [((30,), (6, 5)), ((6, 5), None)])
+def test_inputs_without_channels_become_images(shape: tuple[int, ...], grid: tuple[int, ...] | None) -> None:
+    network = seeded(
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (1, 6, 5)) if grid else nn.Unflatten(1, (1, 6)), nn.Conv2d(1, 2, 3), nn.ReLU()
+        )
+    )
+    graph = lipscope.load(network, input_shape=shape).graph
+    found = transfer_matrices(graph, find_layout(shape, grid=grid), band_masks((6, 5), 2), noise(2, 1, 6, 5))
+    assert [(t.kind, t.bands.grid) for t in found] == [("Conv", (4, 3)), ("relu", (4, 3))]
 
 
 # -------------------------------------------------------------------------------------------------------- noise

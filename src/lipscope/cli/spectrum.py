@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from lipscope.claims.errors import Interrupted, LipscopeError, UsageError
 from lipscope.cli.console import (
@@ -28,6 +30,7 @@ from lipscope.cli.console import (
 if TYPE_CHECKING:
     from lipscope.frequency.layout import Layout
     from lipscope.frequency.spectrum import Spectrum
+    from lipscope.network.graph import Graph
     from lipscope.network.load.load import LoadedModel
 
 
@@ -122,7 +125,16 @@ def _layout(loaded: LoadedModel, grid: str | None, channels_last: bool) -> Layou
         if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", grid):
             raise UsageError(f"expected a shape of positive integers such as 28,28 for --grid, got {grid!r}")
         chosen = tuple(int(n) for n in grid.split(","))
-    return find_layout(tuple(shapes[0]), channels_last, chosen)
+    shape = tuple(shapes[0])
+    if chosen is None and len(shape) == 2 and not channels_last and _of_signals(loaded.graph, shape):
+        chosen = shape[1:]
+    return find_layout(shape, channels_last, chosen)
+
+
+def _of_signals(graph: Graph, shape: tuple[int, ...]) -> bool:
+    """Whether the first convolution runs along the second axis of the input alone."""
+    first = next((node for node in graph.nodes if node.kind == "Conv"), None)
+    return first is not None and len(first.shape) == 3 and graph.nodes[first.inputs[0]].shape[-2] == shape[0]
 
 
 def _write_page(result: Spectrum, bundle: Path | None, page: Path) -> None:
@@ -143,27 +155,66 @@ def show(result: Spectrum, bundle: Path | None = None) -> None:
     """The result as a table on stderr."""
     console, document = stderr(), result.to_json()
     for note in result.notes:
-        console.print(f"[yellow]note:[/] {note}")
+        console.print("[yellow]note:[/] ", end="")
+        console.print(note, markup=False, soft_wrap=True)
     grid = " x ".join(map(str, result.bands.grid))
     console.print(
-        f"[bold]Gain by frequency, l2[/]  {result.bands.count} {result.bands.kind} bands of a {grid} grid, "
-        f"{len(result.data.x)} examples of {result.data.source}",
+        f"[bold]Gain by frequency, l2[/]  {_bands(result)} of a {grid} grid, {len(result.data.x)} examples of "
+        f"{escape(result.data.source)}",
         soft_wrap=True,
     )
     importance = document["importance"]
-    columns = ["cycles per sample", "share", "measured", "mean", "proved", "status"]
+    columns: list[Column | str] = [
+        Column("cycles per sample", no_wrap=True),
+        "share",
+        "measured",
+        "mean",
+        "proved",
+        "status",
+    ]
     table = Table(*columns, *(["importance"] if importance else []), box=None, pad_edge=False)
     shares: list[float | None] = document["gradient"]["share"]  # type: ignore[index]
     for i, row in enumerate(document["bands"]):  # type: ignore[arg-type, var-annotated]
-        ends = f"{figure(row['low'])} .. {figure(row['high'])}"
+        ends = f"{row['low']:.4g} .. {row['high']:.4g}"
         table.add_row(
             ends, "-" if shares[i] is None else f"{shares[i]:.1%}", *_cells(row),
-            *([figure(importance[i])] if importance else []),  # type: ignore[index]
+            *([f"{importance[i]:.3g}"] if importance else []),  # type: ignore[index]
         )  # fmt: skip
     table.add_row("all", "", *_cells(document["total"]), *([""] if importance else []))  # type: ignore[arg-type]
     console.print(table)
+    for line in _remarks(result):
+        console.print(line, markup=False, soft_wrap=True)
     if bundle is not None:
-        console.print(f"written {bundle}  (spectrum.json, and bundles for lipscope check)", soft_wrap=True)
+        console.print(
+            f"written {bundle}  (spectrum.json, and bundles for lipscope check)", markup=False, soft_wrap=True
+        )
+    if result.interrupted:
+        console.print("stopped by you: this is what was reached")
+
+
+def _bands(result: Spectrum) -> str:
+    """How many bands there are, and how many were asked for if others have no frequency of the grid."""
+    bands = result.bands
+    count = f"{bands.count} {bands.kind} band{'s' if bands.count > 1 else ''}"
+    left = bands.rings - bands.count
+    return f"{count} ({left} more have no frequency)" if left > 0 else count
+
+
+def _remarks(result: Spectrum) -> Iterator[str]:
+    """What the proved column does not say by itself."""
+    if result.bounds is None:
+        return
+    yield from dict.fromkeys(
+        f"{r.upper.status}: {r.upper.layer!r}: {r.upper.reason}"
+        for r in result.bounds.results.values()
+        if r.upper.value is None
+    )
+    plain = [r for r in result.bounds.bands if r.upper.value is not None and r.problem.claim.directions is None]
+    if plain and result.bands.count > 1:
+        yield (
+            f"{len(plain)} of {result.bands.count} bands have the bound of all directions: none of their own came out smaller; "
+            "a larger --budget may find one"
+        )
 
 
 def _cells(row: dict[str, object]) -> list[str]:

@@ -34,6 +34,7 @@ from lipscope.claims.rounding import product_up, sqrt_up, sum_up
 from lipscope.frequency.bands import Bands
 from lipscope.frequency.basis import PREFIX, affordable, directed, error
 from lipscope.frequency.layout import Layout
+from lipscope.frequency.unit_multipliers import by_unit, proof_seconds
 from lipscope.network.graph import Graph, finite_weights
 from lipscope.network.nodes import Add, Array, Concat, Sort
 from lipscope.operator_norm import enclose
@@ -57,10 +58,12 @@ class BandBounds:
     Attributes:
         total: the bound K for all directions.
         bands: for each band the bound K_b, at most K. A band without a proof of its own has the plain claim.
+        interrupted: whether the user stopped the search or the checks: bands that were not reached have the plain claim.
     """
 
     total: Result
     bands: tuple[Result, ...]
+    interrupted: bool = False
 
     @property
     def results(self) -> dict[str, Result]:
@@ -68,13 +71,17 @@ class BandBounds:
         return {"total": self.total, **{f"band-{i}": result for i, result in enumerate(self.bands)}}
 
     def checked(self, progress: Progress = silent) -> BandBounds:
-        """The same with the statuses that the independent checker gives them."""
-        total = self.total.checked(progress)
-        found = []
-        for i, result in enumerate(self.bands):
-            progress(f"checking band {i + 1} of {len(self.bands)}", i / len(self.bands))
-            found.append(total if result is self.total else result.checked(progress))
-        return BandBounds(total, tuple(found))
+        """The same with the statuses that the independent checker gives them; interrupted, those that it came to."""
+        done: dict[int, Result] = {}
+        stopped = self.interrupted
+        wanted = list({id(result): result for result in (self.total, *self.bands)}.values())
+        try:
+            for i, result in enumerate(wanted):
+                done[id(result)] = result.checked(_part(progress, i, len(wanted)))
+        except KeyboardInterrupt:
+            stopped = True
+        total, *found = (done.get(id(result), result) for result in (self.total, *self.bands))
+        return BandBounds(total, tuple(found), stopped)
 
 
 def prove_band_bounds(
@@ -100,8 +107,11 @@ def prove_band_bounds(
         dtype: in what precision they were computed.
         progress: called with what is being done and the share that is done.
 
+    Interrupted by the user it returns what was reached: see `BandBounds.interrupted`.
+
     Raises:
         UsageError: the bands are of another grid than the input, or there is no such method.
+        KeyboardInterrupt: stopped before there was a bound.
     """
     if bands.grid != layout.grid:
         raise UsageError(f"expected bands of the input's grid {list(layout.grid)}, got bands of {list(bands.grid)}")
@@ -109,17 +119,40 @@ def prove_band_bounds(
     began = time.monotonic()
     problem = pose(graph, Claim())
     effort = Effort(deadline=began + budget / 2, failure=FAILURE, progress=progress)
-    found = tuple(candidates(problem, effort, method))
+    found, stopped = _searched(problem, effort, method)
     total = _result(problem, found, began, agreement, dtype)
-    results = []
-    for i, mask in enumerate(bands.masks):
-        progress(f"proving band {i + 1} of {bands.count}", i / bands.count)
-        now = time.monotonic()
-        share = max(0.0, began + budget - now) / (bands.count - i)
-        restricted = Directions(mask.numpy(), layout.shape, layout.axes)
-        own = _band(problem, found, restricted, replace(effort, deadline=now + share))
-        results.append(_smaller(own, total, now, agreement, dtype))
-    return BandBounds(total, tuple(results))
+    results = [_smaller(None, total, began, agreement, dtype)] * bands.count
+    late = list(range(bands.count))
+    try:
+        movable = [] if stopped else [moved for c in found if (moved := by_unit(problem, c)) is not None]
+        # At first all share what the plain network left; what is left over goes to those that need more of their part of the budget.
+        for first in () if stopped else (True, False):
+            waiting, late = late, []
+            for place, i in enumerate(waiting):
+                progress(f"proving band {i + 1} of {bands.count}", place / len(waiting))
+                now = time.monotonic()
+                left = max(0.0, began + budget - now)
+                share = left / (len(waiting) - place) if first else min(left, budget / bands.count)
+                restricted = Directions(bands.masks[i].numpy(), layout.shape, layout.axes)
+                own, skipped = _band(problem, movable, restricted, replace(effort, deadline=now + share), first)
+                results[i] = _smaller(own, total, now, agreement, dtype)
+                late += [i] if skipped else []
+    except KeyboardInterrupt:
+        stopped = True
+    return BandBounds(total, tuple(results), stopped)
+
+
+def _searched(problem: Problem, effort: Effort, method: str) -> tuple[tuple[Candidate, ...], bool]:
+    """What the methods came to about the plain network, and whether the user stopped them."""
+    found: list[Candidate] = []
+    try:
+        for candidate in candidates(problem, effort, method):
+            found.append(candidate)
+    except KeyboardInterrupt:
+        if best(found) is None:
+            raise
+        return tuple(found), True
+    return tuple(found), any(c.interrupted for c in found)
 
 
 def _result(
@@ -161,11 +194,14 @@ def _smaller(
 
 
 def _band(
-    problem: Problem, found: Sequence[Candidate], directions: Directions, effort: Effort
-) -> tuple[Problem, Candidate] | None:
-    """The smallest bound of one band, from the proofs of the plain network and from methods that reach the input."""
+    problem: Problem, found: Sequence[Candidate], directions: Directions, effort: Effort, search: bool
+) -> tuple[tuple[Problem, Candidate] | None, bool]:
+    """The smallest bound of one band, from the proofs of the plain network, and with `search` from methods that reach the input.
+
+    The second is whether a proof was left out because it would have taken too long.
+    """
     if not affordable(directions.mask):
-        return None
+        return None, False
     composed = Problem(
         problem.stored,
         directed(problem.graph, directions),
@@ -173,6 +209,7 @@ def _band(
         torch.zeros((0, problem.graph.input_size), dtype=torch.float64),
     )
     options: list[Candidate | None] = []
+    skipped = False
     # Proofs that begin with norms cost next to nothing; those with multipliers from the input cost more, in this order.
     for candidate in sorted(found, key=_reaches_input):
         if candidate.value is None or candidate.proof is None:
@@ -182,24 +219,31 @@ def _band(
         if not _reaches_input(candidate):
             options.append(_Band(composed, effort).candidate(candidate, _moved(candidate.proof.steps, composed)))
             continue
-        if options and time.monotonic() + REUSED * candidate.seconds > effort.deadline:
+        steps = _moved(candidate.proof.steps, composed)
+        seconds = proof_seconds(composed, steps)
+        if options and time.monotonic() + seconds > effort.deadline:
+            skipped = True
             continue
-        options.append(_Band(composed, effort).candidate(candidate, _moved(candidate.proof.steps, composed)))
+        options.append(_Band(composed, effort).candidate(candidate, steps))
         method = next((m for m in METHODS if m.name == candidate.method), None)
-        if method is None or time.monotonic() + candidate.seconds > effort.deadline:
+        if (
+            not search
+            or method is None
+            or time.monotonic() + max(candidate.seconds, SEARCH * seconds) > effort.deadline
+        ):
             continue
-        again = method.run(composed, effort)
-        if again.value is not None and again.proof is not None:
+        again = by_unit(composed, method.run(composed, effort))
+        if again is not None and again.value is not None and again.proof is not None:
             options.append(_Band(composed, effort).candidate(again, again.proof.steps))
     valued = [option for option in options if option is not None]
-    return min(((composed, c) for c in valued), key=lambda pair: pair[1].value or 0.0, default=None)
+    return min(((composed, c) for c in valued), key=lambda pair: pair[1].value or 0.0, default=None), skipped
 
 
 RULES = ("segment", "quadratic", "gain", "join")
 """The rules of proofs that can be moved behind a basis; all of them speak of differences alone."""
 
-REUSED = 0.25
-"""What proving a bound again from multipliers costs, as a share of finding them, about."""
+SEARCH = 4.0
+"""How many times as long as their proof the search for multipliers takes, at least."""
 
 
 def _reaches_input(candidate: Candidate) -> bool:
@@ -223,6 +267,11 @@ def _moved(steps: Sequence[Step], composed: Problem) -> list[Step]:
     if any(PREFIX in composed.graph.nodes[step.node].inputs and step.start is None for step in moved):
         moved.insert(0, Step(PREFIX, "segment", 0.0, 0, None))
     return moved
+
+
+def _part(progress: Progress, number: int, count: int) -> Progress:
+    """The progress of one of several checks, as that of all of them."""
+    return lambda message, share: progress(f"bound {number + 1} of {count}: {message}", (number + share) / count)
 
 
 @dataclass

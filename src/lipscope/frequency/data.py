@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -39,6 +39,11 @@ class Data:
     source: str
     places: tuple[int, ...]
     notes: tuple[str, ...] = ()
+
+    def first(self, count: int) -> Data:
+        """The first examples alone."""
+        y = None if self.y is None else self.y[:count]
+        return replace(self, x=self.x[:count], y=y, places=self.places[:count])
 
 
 def load_data(source: str | Path, layout: Layout, samples: int = 200, seed: int = 0) -> Data:
@@ -95,7 +100,7 @@ def _read(source: str, layout: Layout, notes: list[str]) -> tuple[Array, Array |
         return _fashion_mnist()
     path = Path(source)
     if path.is_dir():
-        return _folder(path, layout)
+        return _folder(path, layout, notes)
     if path.suffix == ".npz" and path.is_file():
         return _npz(path)
     raise UsageError(f"expected digits, fashion-mnist, a folder of images or an .npz file as data, got {source!r}")
@@ -123,18 +128,19 @@ def _npz(path: Path) -> tuple[Array, Array | None]:
     try:
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
-            arrays = {name: file[name] for name in file.files}
+            names = list(file.files)
+            arrays = {name: file[name] for name in ("x", "images", "y", "labels") if name in names}
     except (OSError, ValueError, BadZipFile, EOFError, AttributeError) as error:
         raise UsageError(f"expected {wanted} at {path}: {error}") from None
     x = arrays.get("x", arrays.get("images"))
     if x is None:
-        raise UsageError(f"expected {wanted} at {path}, got arrays {', '.join(arrays) or 'none'}")
+        raise UsageError(f"expected {wanted} at {path}, got arrays {', '.join(names) or 'none'}")
     if x.dtype.kind not in "fiub" or x.ndim < 1:
         raise UsageError(f"expected examples as an array of numbers (n, ...) in {path}, got {x.dtype} {list(x.shape)}")
     return x, arrays.get("y", arrays.get("labels"))
 
 
-def _folder(path: Path, layout: Layout) -> tuple[Array, Array | None]:
+def _folder(path: Path, layout: Layout, notes: list[str]) -> tuple[Array, Array | None]:
     try:
         from PIL import Image
     except ImportError:
@@ -150,19 +156,27 @@ def _folder(path: Path, layout: Layout) -> tuple[Array, Array | None]:
             f"channels on a grid {list(layout.grid)}; give an .npz file"
         )
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[layout.channels]
-    images = []
+    images, grey = [], 0
     for file in files:
         try:
             with Image.open(file) as image:
-                pixels = np.asarray(image.convert(mode))
-        except OSError as error:
+                own, pixels = image.mode, np.asarray(image.convert(mode))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise UsageError(f"expected an image in {file}: {error}") from None
+        if own.startswith(("I", "F")):
+            raise UsageError(
+                f"expected images of 8 bits a channel, got more in {file} (mode {own}), which would be cut off at 255; scale them "
+                "as your model's pipeline does, and give an .npz file"
+            )
+        grey += mode == "L" and own not in ("1", "L", "LA")
         if pixels.shape[:2] != layout.grid:
             raise UsageError(
                 f"expected images of {layout.grid[0]} x {layout.grid[1]} pixels (rows x columns), got {pixels.shape[0]} x "
                 f"{pixels.shape[1]} in {file}; resize them as your model's pipeline does"
             )
         images.append(pixels)
+    if grey:
+        notes.append(f"{grey} of {len(files)} images have colours, the model one channel: they were made grey")
     folders = sorted({file.parent for file in files})
     labels = np.array([folders.index(file.parent) for file in files]) if len(folders) > 1 else None
     stacked = np.stack(images)
@@ -174,6 +188,10 @@ def _arranged(images: Array, layout: Layout, source: str, notes: list[str]) -> T
     scale = 255.0 if images.dtype == np.uint8 else 1.0
     if scale != 1:
         notes.append("bytes were divided by 255")
+    elif images.dtype.kind in "iu":
+        notes.append(
+            f"whole numbers ({images.dtype}) were taken as they are, from {images.min()} to {images.max()}; only bytes are divided by 255"
+        )
     x = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float64) / scale)
     shape, grid, channels = tuple(x.shape[1:]), layout.grid, layout.channels
     if shape == layout.shape:
@@ -194,10 +212,18 @@ def _arranged(images: Array, layout: Layout, source: str, notes: list[str]) -> T
 
 
 def _targets(labels: Array, source: str) -> Tensor:
-    if labels.dtype.kind in "iu":
+    if labels.dtype.kind in "iub":
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
+        if labels.ndim != 1 or int(labels.min()) < 0:
+            raise UsageError(
+                f"expected one label from 0 for each example in {source}, got whole numbers {list(labels.shape)} from "
+                f"{labels.min()}; count classes from 0 (one-hot rows: their argmax), store targets of a regression as floats"
+            )
         return torch.from_numpy(labels.astype(np.int64))
     if labels.dtype.kind != "f" or not np.isfinite(labels).all():
-        raise UsageError(f"expected labels as integers or finite targets in {source}, got {labels.dtype}")
+        raise UsageError(
+            f"expected labels as integers from 0 or finite targets in {source}, got {labels.dtype}"
+            + (" with NaN or infinite entries" if labels.dtype.kind == "f" else "; number the classes from 0")
+        )
     return torch.from_numpy(labels.astype(np.float64))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lipscope.claims.errors import UsageError
 from lipscope.frequency.bands import Bands, band_masks
-from lipscope.frequency.evaluation import Model, check_inputs, check_model
+from lipscope.frequency.evaluation import Model, check_dtype, check_gradients, check_inputs, check_model
 from lipscope.frequency.jacobian import pullback, rows
 from lipscope.frequency.statistics import number, numbers, standard_error
 
@@ -95,14 +95,17 @@ def loss_gradient_power(
     """
     check_model(model)
     check_inputs(x, bands.grid)
+    check_dtype(model, x)
     if x.shape[0] != y.shape[0]:
         raise UsageError(f"expected a target for each of {x.shape[0]} examples, got {y.shape[0]}")
-    found = []
+    found: list[Tensor] = []
     for part, targets in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
         points, outputs = rows(model, part)
         with torch.enable_grad():
             value = loss(outputs, targets).sum()
-        found.append(bands.spectrum(pullback(points, value, torch.ones_like(value))).abs().square().sum(dim=1))
+        gradient = pullback(points, value, torch.ones_like(value))
+        check_gradients(gradient, sum(map(len, found)))
+        found.append(bands.spectrum(gradient).abs().square().sum(dim=1))
     return torch.cat(found)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from lipscope.claims.errors import Interrupted, UsageError
 from lipscope.claims.progress import Progress, silent
 from lipscope.frequency.bands import Bands
-from lipscope.frequency.evaluation import Model, check_inputs, check_labels, check_model
+from lipscope.frequency.evaluation import Model, check_dtype, check_inputs, check_labels, check_model
 from lipscope.frequency.observed import LayerChange, WrongAnswers
 from lipscope.frequency.statistics import standard_error
 from lipscope.frequency.waves import distinct_frequencies, mirror, phases_of, waves
@@ -153,6 +153,7 @@ def fourier_heatmap(
     """
     check_model(model)
     check_inputs(x)
+    check_dtype(model, x)
     _check(x, y, layer, norm, phases, per, clip, frequencies, images, batch_size)
     own = torch.Generator().manual_seed(0) if generator is None else generator
     grid = tuple(x.shape[2:])

@@ -26,6 +26,7 @@ from lipscope.claims.progress import Progress, silent
 from lipscope.frequency.bands import Bands
 from lipscope.frequency.evaluation import (
     Model,
+    check_dtype,
     check_inputs,
     check_labels,
     check_model,
@@ -140,6 +141,7 @@ def spectral_shapley(
     """
     check_model(model)
     check_inputs(x, bands.grid)
+    check_dtype(model, x)
     _check(x, y, bands, filler, batch_size)
     if value is None:
         value = negative_squared_error if y.is_floating_point() else log_probability

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipscope.claims.errors import Interrupted
 from lipscope.claims.progress import Progress, silent
 from lipscope.frequency.bands import Bands
-from lipscope.frequency.evaluation import Model, check_inputs, check_model
+from lipscope.frequency.evaluation import Model, check_dtype, check_gradients, check_inputs, check_model
 
 LARGEST_JACOBIAN = 128
 """Up to so many outputs the Jacobian is formed, one backward pass for each; beyond, gains are found by power iteration."""
@@ -62,15 +63,26 @@ def sensitivity(
 
     Raises:
         ModelError: the model is in train mode.
-        UsageError: x is not (n, C, *grid) with n >= 1, or is not finite.
+        UsageError: x is not (n, C, *grid) with n >= 1, or x or derivatives there are not finite.
+        Interrupted: the user stopped it; its result is that of the first examples, if any.
     """
     check_model(model)
     check_inputs(x, bands.grid)
+    check_dtype(model, x)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    parts = []
-    for number, part in enumerate(torch.split(x, batch)):
-        progress("measuring the Jacobian", number * batch / x.shape[0])
-        parts.append(_measure(model, part, bands, generator))
+    parts: list[Sensitivity] = []
+    try:
+        for number, part in enumerate(torch.split(x, batch)):
+            progress("measuring the Jacobian", number * batch / x.shape[0])
+            parts.append(_measure(model, part, bands, generator, number * batch))
+    except KeyboardInterrupt:
+        if not parts:
+            raise Interrupted("stopped before any example was measured") from None
+        raise Interrupted(f"stopped after {len(parts) * batch} of {len(x)} examples", _joined(parts)) from None
+    return _joined(parts)
+
+
+def _joined(parts: list[Sensitivity]) -> Sensitivity:
     return Sensitivity(
         torch.cat([p.gains for p in parts]), torch.cat([p.total for p in parts]), torch.cat([p.power for p in parts]),
         all(p.exact for p in parts),
@@ -99,12 +111,14 @@ def jacobian(model: Model, x: Tensor) -> Tensor:
     return torch.stack([pullback(x, y, unit.expand_as(y)) for unit in torch.eye(y.shape[1], dtype=y.dtype)], dim=1)
 
 
-def _measure(model: Model, x: Tensor, bands: Bands, generator: torch.Generator) -> Sensitivity:
+def _measure(model: Model, x: Tensor, bands: Bands, generator: torch.Generator, first: int) -> Sensitivity:
     with torch.no_grad():
         outputs = model(x[:1]).numel()
     if outputs > LARGEST_JACOBIAN:
-        return _estimate(model, x, bands, generator)
-    transformed = bands.spectrum(jacobian(model, x))
+        return _estimate(model, x, bands, generator, first)
+    found = jacobian(model, x)
+    check_gradients(found, first)
+    transformed = bands.spectrum(found)
     power = transformed.abs().square().sum(dim=(1, 2))
     flat = transformed.flatten(3)
     grams = []
@@ -122,9 +136,10 @@ def _root(gram: Tensor) -> Tensor:
     return largest.clamp_min(0).sqrt()
 
 
-def _estimate(model: Model, x: Tensor, bands: Bands, generator: torch.Generator) -> Sensitivity:
+def _estimate(model: Model, x: Tensor, bands: Bands, generator: torch.Generator, first: int) -> Sensitivity:
     x, y = rows(model, x)
     power = probed_power(x, y, bands, generator)
+    check_gradients(power, first)
     everything = torch.ones(bands.count, dtype=torch.bool)
     found = [_iterate(x, y, bands, which, generator) for which in _each(bands)]
     return Sensitivity(torch.stack(found, dim=1), _iterate(x, y, bands, everything, generator), power, exact=False)

@@ -47,7 +47,8 @@ def find_layout(shape: tuple[int, ...], channels_last: bool = False, grid: tuple
     """The layout of one example of the given shape (axes of length 1 at the start, such as a batch axis, are dropped).
 
     Three or more axes are channels and a grid, two are an image without channels axis, one is a signal or the features of a
-    table. An axis of length 1 to 4 at the end of three, before which no such axis is, is refused as probably channels.
+    table. An axis of length 1 to 4 at the end of three, before which no such axis is, is refused as probably channels; so is the first of
+    two axes where it has length 2 to 4 and the second is longer.
 
     Args:
         shape: of one example, without batch.
@@ -71,6 +72,11 @@ def find_layout(shape: tuple[int, ...], channels_last: bool = False, grid: tuple
         raise UsageError("expected a model whose input is on a grid, got one that takes a single number")
     if len(shape) == 1:
         return Layout(shape, (0,))
+    if len(shape) == 2 and not channels_last and 1 < shape[0] <= 4 < shape[1]:
+        raise UsageError(
+            f"expected an input of which it is clear what its axes are, got shape {list(shape)}: say --grid {shape[1]} (grid=({shape[1]},)) for a "
+            f"signal of {shape[0]} channels, or --grid {shape[0]},{shape[1]} (grid={shape}) for an image"
+        )
     if len(shape) == 2:
         # (1, n) is one channel of a signal; anything else with two axes is an image.
         return Layout(shape, (1,)) if shape[0] == 1 and not channels_last else Layout(shape, (0, 1))

@@ -16,7 +16,7 @@ from torch import Tensor
 from lipscope.certificate.bundle import write_bundle
 from lipscope.certificate.files import new_folder
 from lipscope.certificate.result import Result
-from lipscope.claims.errors import InternalError, UsageError
+from lipscope.claims.errors import InternalError, Interrupted, UsageError
 from lipscope.claims.progress import Progress, silent
 from lipscope.frequency.band_bounds import BandBounds, prove_band_bounds
 from lipscope.frequency.band_gain import Gain, summaries
@@ -162,8 +162,11 @@ class Spectrum:
         proved = [] if self.bounds is None else [r.upper.value for r in self.bounds.bands]
         finite = [value for value in proved if value is not None]
         bound = None
-        if proved and len(finite) == len(proved):
-            bound = noise_bound(self.bands.sizes, self.data.x.shape[1], self.graph.output_size, finite)
+        if self.bounds is not None and len(finite) == len(proved):
+            channels, outputs = self.data.x.shape[1], self.graph.output_size
+            bound = noise_bound(self.bands.sizes, channels, outputs, finite)
+            if (whole := self.bounds.total.upper.value) is not None:  # all directions as one band
+                bound = min(bound, noise_bound((sum(self.bands.sizes),), channels, outputs, [whole]))
         return {"responses": responses, "white_bound": None if bound is None else number(bound)}
 
     def save(self, folder: str | Path) -> None:
@@ -190,6 +193,30 @@ def _proved(result: Result | None) -> dict[str, object]:
         "proved": upper.value, "status": upper.status, "method": upper.method, "proof": upper.proof,
         "claim": own, "reason": upper.reason,
     }  # fmt: skip
+
+
+def scores(model: Model, graph: Graph, labels: Tensor, notes: list[str]) -> Model:
+    """The model with a score for each class: a single output with labels 0 and 1 is the log odds of 1."""
+    if graph.output_size != 1 or int(labels.max()) > 1:
+        return model
+    remark = "the single output was taken as the log odds of label 1 against 0"
+    if remark not in notes:
+        notes.append(remark)
+
+    def both(x: Tensor) -> Tensor:
+        odds = model(x).reshape(len(x), 1)
+        return torch.cat([torch.zeros_like(odds), odds], dim=1)
+
+    return both
+
+
+def _outputs(graph: Graph) -> list[int]:
+    return [] if len(graph.output_shapes) != 1 else list(graph.output_shapes[0])
+
+
+def _classifies(graph: Graph) -> bool:
+    """Whether the output may be scores of classes: one output, whose entries are along one axis."""
+    return len(graph.output_shapes) == 1 and sum(n > 1 for n in graph.output_shapes[0]) <= 1
 
 
 def graph_model(graph: Graph, layout: Layout) -> Model:
@@ -232,20 +259,26 @@ def spectrum(
     began = time.monotonic()
     model = graph_model(graph, layout)
     notes = list(data.notes) + ([] if isinstance(loaded, Graph) else list(loaded.warnings))
-    measured = sensitivity(model, data.x, bands, progress=progress)
-    result = Spectrum(graph, data, bands, measured)
+    try:
+        result = Spectrum(graph, data, bands, sensitivity(model, data.x, bands, progress=progress))
+    except Interrupted as stop:
+        if not isinstance(stop.result, Sensitivity):
+            raise
+        notes.append(str(stop))
+        result = Spectrum(graph, data.first(len(stop.result.gains)), bands, stop.result, interrupted=True)
     stages: tuple[Callable[[Spectrum], Spectrum], ...] = (
         lambda r: _bounded(r, loaded, layout, wishes, progress),
-        lambda r: _depth(r, layout, wishes),
+        lambda r: _depth(r, layout, wishes, progress),
         lambda r: _important(r, model, wishes, notes, progress),
         lambda r: _heated(r, model, wishes, notes, progress),
     )
     for stage in stages:
+        if result.interrupted:
+            break
         try:
             result = stage(result)
         except KeyboardInterrupt:
             result = replace(result, interrupted=True)
-            break
     return replace(result, notes=tuple(notes), seconds=time.monotonic() - began)
 
 
@@ -273,12 +306,15 @@ def _bounded(
                 f"the proved bound {proof.found.value!r} of a band came out below the measured gain {found.largest!r}; "
                 "please report this model: one of the two is wrong, and neither is returned"
             )
-    return replace(result, bounds=bounds.checked(progress) if wishes.check else bounds)
+    if wishes.check and not bounds.interrupted:
+        bounds = bounds.checked(progress)
+    return replace(result, bounds=bounds, interrupted=bounds.interrupted)
 
 
-def _depth(result: Spectrum, layout: Layout, wishes: Wishes) -> Spectrum:
+def _depth(result: Spectrum, layout: Layout, wishes: Wishes, progress: Progress) -> Spectrum:
     if wishes.depth_samples < 1 or result.bands.rings == 0:
         return result
+    progress("following bands through the layers", 0.0)
     found = transfer_matrices(result.graph, layout, result.bands, result.data.x[: wishes.depth_samples])
     return replace(result, layers=tuple(found))
 
@@ -286,12 +322,19 @@ def _depth(result: Spectrum, layout: Layout, wishes: Wishes) -> Spectrum:
 def _important(result: Spectrum, model: Model, wishes: Wishes, notes: list[str], progress: Progress) -> Spectrum:
     if not wishes.importance or result.data.y is None:
         return result
+    if not (result.data.y.is_floating_point() or _classifies(result.graph)):
+        notes.append(
+            f"no spectral importance: labels are classes, outputs of shape {_outputs(result.graph)} are no scores of classes"
+        )
+        return result
     from lipscope.frequency.importance import log_probability, negative_squared_error, spectral_shapley
 
     data = result.data
     assert data.y is not None
     targets, value = data.y, cast("Value", log_probability)
-    if targets.is_floating_point():
+    if not targets.is_floating_point():
+        model = scores(model, result.graph, targets, notes)
+    else:
         with torch.no_grad():
             shape = model(data.x[:1]).shape[1:]
         if math.prod(shape) != targets[0].numel():
@@ -308,6 +351,9 @@ def _important(result: Spectrum, model: Model, wishes: Wishes, notes: list[str],
     except UsageError as error:
         notes.append(f"no spectral importance: {error}")
         return result
+    except Interrupted as stop:
+        notes.append(f"spectral importance: {stop}")
+        return replace(result, importance=cast("SpectralImportance | None", stop.result), interrupted=True)
     return replace(result, importance=found)
 
 
@@ -317,15 +363,26 @@ def _heated(result: Spectrum, model: Model, wishes: Wishes, notes: list[str], pr
     from lipscope.frequency.heatmap import fourier_heatmap
 
     data = result.data
-    labels = data.y if data.y is not None and not data.y.is_floating_point() else None
+    labels = data.y if data.y is not None and not data.y.is_floating_point() and _classifies(result.graph) else None
     if labels is None:
-        notes.append("the heat map shows the change of the output: there are no labels for a share of errors")
+        notes.append(
+            "the heat map shows the change of the output: there are no labels and scores of classes for a share of errors"
+        )
+    else:
+        model = scores(model, result.graph, labels, notes)
     wanted = wishes.heat_frequencies
     if wanted is not None and wanted >= len(distinct_frequencies(result.bands.grid)):
         wanted = None
-    found = fourier_heatmap(
-        model, data.x, labels, wishes.heat_norm, layer="" if labels is None else None, frequencies=wanted, progress=progress
-    )  # fmt: skip
+    try:
+        found = fourier_heatmap(
+            model, data.x, labels, wishes.heat_norm, layer="" if labels is None else None, frequencies=wanted, progress=progress
+        )  # fmt: skip
+    except UsageError as error:
+        notes.append(f"no Fourier heat map: {error}")
+        return result
+    except Interrupted as stop:
+        notes.append(f"Fourier heat map: {stop}")
+        return replace(result, heat_map=cast("HeatMap | None", stop.result), interrupted=True)
     return replace(result, heat_map=found)
 
 

@@ -54,14 +54,49 @@ class Transfer:
         }  # fmt: skip
 
 
-def layers_on_grids(graph: Graph, dimensions: int) -> list[int]:
-    """The nodes whose value (1, C, *grid) still has a grid of that many axes with more than one place."""
-    reaching = graph.ancestors(graph.output)
+def layers_on_grids(graph: Graph, layout: Layout) -> list[int]:
+    """The nodes whose value is (1, C, *grid), a grid of as many axes as the input's, with more than one place."""
+    reaching, axes, dimensions = graph.ancestors(graph.output), _grid_axes(graph, layout), len(layout.axes)
+    last = tuple(range(2, 2 + dimensions))
     return [
         i for i, node in enumerate(graph.nodes)
-        if i > 0 and i in reaching and len(node.shape) == 2 + dimensions and math.prod(node.shape[2:]) > 1
-        and node.inputs and not isinstance(node, PASSIVE)
+        if i > 0 and i in reaching and axes.get(i) == last and len(node.shape) == 2 + dimensions
+        and math.prod(node.shape[2:]) > 1 and node.inputs and not isinstance(node, PASSIVE)
     ]  # fmt: skip
+
+
+def _grid_axes(graph: Graph, layout: Layout) -> dict[int, tuple[int, ...]]:
+    """For each node which axes of its value are the grid's; nodes of which that is not known are left out.
+
+    Transpositions move them. A flat value that is given more axes is taken to have its channels first; any other change of axes
+    loses the grid (patches, heads of attention).
+    """
+    nodes, first = graph.nodes, len(graph.nodes[0].shape) - len(layout.shape)
+    found: dict[int, tuple[int, ...]] = {}
+    if first >= 0 and nodes[0].shape[first:] == layout.shape:
+        found[0] = tuple(a + first for a in layout.axes)
+    for i, node in enumerate(nodes):
+        source = next((j for j in node.inputs if j in found), node.inputs[0] if node.inputs else None)
+        if source is None:
+            continue
+        before, after = nodes[source].shape, node.shape
+        own = found.get(source)
+        if isinstance(node, Transpose) and own is not None:
+            found[i] = tuple(node.permutation.index(a) for a in own)
+        elif isinstance(node, Reshape):
+            if own is not None and _without_ones(before) == _without_ones(after):
+                found[i] = tuple(a + len(after) - len(before) for a in own)
+            elif len(_without_ones(before)) <= 1:
+                found[i] = tuple(range(2, len(after)))
+        elif own is not None and len(before) == len(after):
+            found[i] = own
+    return found
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without the axes of length 1 that it begins with."""
+    kept = next((a for a, n in enumerate(shape) if n != 1), len(shape))
+    return shape[kept:]
 
 
 def transfer_matrices(
@@ -83,7 +118,7 @@ def transfer_matrices(
     """
     if bands.rings == 0:
         raise UsageError("expected square, round or octave bands for transfer between layers, got custom ones")
-    wanted = layers_on_grids(graph, len(bands.grid))
+    wanted = layers_on_grids(graph, layout)
     if not wanted:
         return []
     generator = torch.Generator().manual_seed(0) if generator is None else generator

@@ -120,7 +120,7 @@ def noise(spectra: Sequence[SpectrumFacts]) -> Figure:
     figure = (
         layout(320, "noise", "power of the output") | {"bargap": 0.35, "barmode": "group"} | legend(len(spectra) > 1)
     )
-    figure["xaxis"] = {**axis("variance of the noise over frequency, mean 1"), "type": "category", "showgrid": False}
+    figure["xaxis"] = {**axis("variance over frequency"), "type": "category", "showgrid": False}
     return {"data": data, "layout": figure}
 
 

@@ -19,10 +19,14 @@ SCHEMA = "lipscope-spectrum/1"
 
 @dataclass(frozen=True)
 class Proved:
-    """The proved side of one row: an upper bound, None where there is none or it cannot be trusted, and its status."""
+    """The proved side of one row: an upper bound, None where there is none or it cannot be trusted, and its status.
+
+    `plain` is whether it is the bound of all directions.
+    """
 
     value: float | None
     status: str
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,11 @@ class SpectrumFacts:
     interrupted: bool
 
     @property
+    def plain(self) -> int:
+        """How many bands have no smaller bound than that of all directions."""
+        return sum(row.proved.plain and row.proved.value is not None for row in self.rows)
+
+    @property
     def label(self) -> str:
         """How charts and tables call it: its folder tells two runs of one model apart."""
         return self.folder.name or self.source
@@ -196,7 +205,7 @@ def _proved(bundle: Path, row: Field, frequencies: int) -> Proved:
     narrow = facts.region.kind == "band"
     if facts.upper != said or (narrow and facts.region.inputs != frequencies):
         return Proved(None, "damaged")
-    return Proved(facts.trusted_upper, facts.upper_status)
+    return Proved(facts.trusted_upper, facts.upper_status, not narrow)
 
 
 def _ring(ring: Field) -> Ring:
@@ -210,6 +219,8 @@ def _heat(field: Field | None) -> HeatMap | None:
     rows = list(nested.items())
     if not rows or not isinstance(rows[0].value, list):  # a signal has one row
         rows = [nested]
+    if any(isinstance(cell.value, list) for row in rows for cell in row.items()):
+        return None  # a grid of three axes or more, of which there is no picture
     values = tuple(tuple(_optional(v.value, v) for v in row.items()) for row in rows)
     return HeatMap(
         values, field["quantity"].text(), field["norm"].finite(), field["images"].count(), field["clean"].finite(),
