@@ -216,9 +216,9 @@ def test_rows_share_no_multipliers_with_differences_of_outputs(norm: str) -> Non
 def test_multipliers_that_are_too_small_are_not_proved(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted bug: the search returns a q that is a little smaller than what it found."""
     claim = problem("two-hidden", "linf", "large")
-    part, plain = piece(claim, 0, claim.graph.output), sums._search
+    part, plain = piece(claim, 0, claim.graph.output), sums.search
     assert sums.bound_sums(part, "linf", float("inf")) is not None
-    monkeypatch.setattr(sums, "_search", lambda *a: [(q * (1 - 1e-2), p, v) for q, p, v in plain(*a)[-1:]])
+    monkeypatch.setattr(sums, "search", lambda *a: [(q * (1 - 1e-2), p, v) for q, p, v in plain(*a)[-1:]])
     assert sums.bound_sums(part, "linf", float("inf")) is None
 
 

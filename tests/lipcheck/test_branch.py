@@ -20,6 +20,8 @@ from torch import nn
 import lipcheck
 from lipcheck import branch as rule
 from lipscope import bound, load
+from lipscope.bounds.branch import rows as branch_rows
+from lipscope.bounds.branch import workers
 from lipscope.claims.regions import Ball, Box, Everywhere, Region
 
 Tree = list[Any]
@@ -35,11 +37,15 @@ def network(seed: int = 3, bias: bool = True) -> nn.Sequential:
 
 
 @functools.cache
-def written(norm: str, kind: str) -> Path:
-    """A bundle of the method; the folder lives as long as the tests."""
+def written(norm: str, kind: str, rows: bool = True) -> Path:
+    """A bundle of the method, in l1 and linf with or without inequalities for rows; the folder lives as long as the tests."""
     center = np.array([0.1, -0.2])
     where: Region = {"everywhere": Everywhere(), "box": Box(center - 1, center + 1), "ball": Ball(center, 0.7)}[kind]
-    result = bound(load(network(), input_shape=(2,)), norm, where, method="branch", budget=60, check=False)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(workers, "PATIENCE", np.inf)  # other processes would not see the next one
+        if not rows:
+            patched.setattr(branch_rows, "MOST_SIZE", 0)
+        result = bound(load(network(), input_shape=(2,)), norm, where, method="branch", budget=60, check=False)
     folder = Path(tempfile.mkdtemp(prefix="lipscope-branch-"))
     result.save(folder / "bundle", check=False)
     return folder / "bundle"
@@ -81,10 +87,12 @@ def tree_of(source: Path) -> Tree:
     return tree
 
 
+@pytest.mark.parametrize("rows", [True, False])
 @pytest.mark.parametrize("kind", ["everywhere", "box", "ball"])
 @pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
-def test_untouched_bundles_are_accepted(norm: str, kind: str, tmp_path: Path) -> None:
-    verdict = lipcheck.check(tampered(written(norm, kind), tmp_path, lambda proof, arrays: None))
+def test_untouched_bundles_are_accepted(norm: str, kind: str, rows: bool, tmp_path: Path) -> None:
+    """Those without inequalities for rows are what was written before there were any."""
+    verdict = lipcheck.check(tampered(written(norm, kind, rows), tmp_path, lambda proof, arrays: None))
     assert verdict.upper["status"] == "certified", verdict.reasons
 
 
@@ -166,12 +174,12 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_tampered_trees_are_refused(name: str, tmp_path: Path) -> None:
     change, word = CHANGES[name]
-    refused(written("linf", "box"), tmp_path, edited(change), word)
+    refused(written("linf", "box", False), tmp_path, edited(change), word)
 
 
 def test_weights_that_do_not_cancel_are_refused(tmp_path: Path) -> None:
     """Everywhere the weights must cancel exactly."""
-    source = written("linf", "everywhere")
+    source = written("linf", "everywhere", False)
     assert any(e[0] == "empty" and len(e[1]) > 1 for e in tree_of(source)), (
         "the test needs a cell with two inequalities"
     )
@@ -183,7 +191,7 @@ def test_a_smaller_bound_is_refused(tmp_path: Path) -> None:
         step = proof["steps"][0]
         step["norm"] = {"float": (float.fromhex(step["norm"]["float"]) * (1 - 1e-3)).hex()}
 
-    refused(written("linf", "box"), tmp_path, change, "sum")
+    refused(written("linf", "box", False), tmp_path, change, "sum")
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, 1e-3, 1e6])
@@ -221,13 +229,13 @@ def test_the_proof_of_another_pattern_is_refused(tmp_path: Path) -> None:
         middle = end(1)
         tree[1:] = tree[middle:] + tree[1:middle]
 
-    refused(written("linf", "box"), tmp_path, edited(change), "step branch")
+    refused(written("linf", "box", False), tmp_path, edited(change), "step branch")
 
 
 @pytest.mark.parametrize("kind", ["everywhere", "box"])
 def test_a_proof_about_another_region_is_refused(kind: str, tmp_path: Path) -> None:
     """The cells that are empty on a small ball are not on a larger region."""
-    source = written("linf", "ball")
+    source = written("linf", "ball", False)
 
     def change(claim: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         claim["region"] = {"kind": "everywhere"} if kind == "everywhere" else {

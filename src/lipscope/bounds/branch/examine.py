@@ -1,7 +1,7 @@
 """One cell: is it empty, what bounds the Jacobian there, and on which unit is it to be split.
 
-Where to split. The multipliers' worst differences say on which piece each live unit would lie (in l1 and linf a few rounds of
-single changes do). If some point lies on all these pieces, it attains about the bound, and the unit that is least sure of its
+Where to split. The multipliers' worst differences say on which piece each live unit would lie (in l1 and linf those of the largest
+row or column, and where it has none a few rounds of single changes). If some point lies on all these pieces, it attains about the bound, and the unit that is least sure of its
 piece is split. If none does, the inequalities that exclude it name the units to split: their cell will be empty.
 A unit that is not live is split only if the inequality of a decided unit waits for it.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import pickle
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -18,11 +18,15 @@ import numpy as np
 from lipscope.bounds.branch.empty import Key, inequalities, solve
 from lipscope.bounds.branch.exact import Matrix, OutOfRange
 from lipscope.bounds.branch.forms import Forms, forms_in
-from lipscope.bounds.branch.leaf import entrywise_bound, spectral_bound
-from lipscope.bounds.branch.multipliers import Inherited, quadratic
+from lipscope.bounds.branch.leaf import entrywise_sums, spectral_bound
+from lipscope.bounds.branch.multipliers import quadratic
 from lipscope.bounds.branch.points import Evaluator, operator_norm
+from lipscope.bounds.branch.rows import RowProof, Stakes, row_bounds
 from lipscope.bounds.branch.skeleton import Cell, Skeleton
 from lipscope.claims.norms import Norm
+
+NEARLY = 0.7
+"""Points with less than this share of the best gain are no places to climb from."""
 
 Split = tuple[int, int]
 """A unit and the number of one of its thresholds."""
@@ -33,19 +37,24 @@ class Finding:
     """What is known of a cell.
 
     Attributes:
-        kind: `empty`, `norm` (the Jacobian's entries prove the bound), `quadratic` (multipliers do) or `nothing`.
+        kind: `empty`, `norm` (the Jacobian itself proves the bound), `quadratic` (multipliers do), `rows` (the sums of its rows or columns do, each by
+            intervals or multipliers) or `nothing`.
         bound: proved; inf for `nothing`.
         empty: the multipliers of an empty cell.
-        values: the multipliers of the live units.
+        values: the multipliers of the live units in l2.
+        intervals: a bound of each row's (l1: column's) sum by intervals.
+        rows: what multipliers prove of some rows.
         split: where to split; None where splitting cannot help.
         reached: a computed norm of the Jacobian at some point of the domain.
         point: that point.
     """
 
-    kind: Literal["empty", "norm", "quadratic", "nothing"]
+    kind: Literal["empty", "norm", "quadratic", "rows", "nothing"]
     bound: float
     empty: dict[Key, int] = field(default_factory=dict)
     values: dict[int, float] = field(default_factory=dict)
+    intervals: tuple[float, ...] = ()
+    rows: dict[int, RowProof] = field(default_factory=dict)
     split: Split | None = None
     reached: float = 0.0
     point: Matrix | None = None
@@ -53,10 +62,10 @@ class Finding:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A cell to examine, with its parent's rho and multipliers; below `target` nobody needs to split it."""
+    """A cell to examine, with what is known of its parent; below `target` nobody needs to split it."""
 
     cell: Cell
-    inherited: Inherited
+    parent: Finding | None
     target: float
     deadline: float
 
@@ -79,30 +88,44 @@ def examine(skeleton: Skeleton, norm: Norm, evaluator: Evaluator, task: Task) ->
     answer = solve(skeleton.domain, inequalities(forms))
     if answer.proof is not None:
         return Finding("empty", 0.0, empty=answer.proof)
-    reached = _Reached(evaluator)
+    reached = _Reached(evaluator, task.target)
     reached.offer(answer.point)
     try:
-        if norm == "l2" and forms.live:
-            found = quadratic(forms, task.inherited, task.target**2, task.deadline)
-            if found is None:
-                return Finding("nothing", np.inf, split=_first_live(forms), reached=reached.value, point=reached.point)
-            values = dict(zip(forms.live, found.values.tolist(), strict=True))
-            shares, weights = found.shares, found.weights
-            kind: Literal["norm", "quadratic"] = "quadratic"
-            bound: float | None = found.bound
-        else:
-            bound = spectral_bound(forms) if norm == "l2" else entrywise_bound(forms, norm)
-            kind, values = "norm", {}
-            if bound is not None and bound > task.target and forms.live:
-                shares, weights = _entrywise_stakes(forms, norm)
+        found = (_squares if norm == "l2" else _sums)(forms, norm, task)
     except OutOfRange:
-        bound = None
-    if bound is None:
+        found = None
+    if found is None:
         return Finding("nothing", np.inf, split=_first_live(forms), reached=reached.value, point=reached.point)
+    finding, stakes = found
     split = None
-    if bound > task.target:
-        split = _split(forms, shares, weights, reached) if forms.live else _waiting(forms)
-    return Finding(kind, bound, values=values, split=split, reached=reached.value, point=reached.point)
+    if finding.bound > task.target:
+        split = _split(forms, stakes, reached) if stakes is not None else _waiting(forms)
+    return replace(finding, split=split, reached=reached.value, point=reached.point)
+
+
+def _squares(forms: Forms, norm: Norm, task: Task) -> tuple[Finding, Stakes | None] | None:
+    """The bound in l2, and where it can be improved."""
+    if not forms.live:
+        bound = spectral_bound(forms)
+        return None if bound is None else (Finding("norm", bound), None)
+    parent = task.parent
+    inherited = (np.inf, {}) if parent is None else (parent.bound**2, parent.values)
+    found = quadratic(forms, inherited, task.target**2, task.deadline)
+    if found is None:
+        return None
+    values = dict(zip(forms.live, found.values.tolist(), strict=True))
+    return Finding("quadratic", found.bound, values=values), Stakes(forms.live, found.shares, found.weights)
+
+
+def _sums(forms: Forms, norm: Norm, task: Task) -> tuple[Finding, Stakes | None]:
+    """The bound in l1 or linf, and where it can be improved."""
+    intervals = entrywise_sums(forms, norm)
+    known = {} if task.parent is None else task.parent.rows
+    found = row_bounds(forms, norm, intervals, known, task.target, task.deadline)
+    finding = Finding("rows", found.bound, intervals=tuple(intervals), rows=found.proofs)
+    if found.bound <= task.target or not found.live:
+        return finding, None
+    return finding, found.stakes or _entrywise_stakes(forms, norm)
 
 
 @dataclass
@@ -110,14 +133,22 @@ class _Reached:
     """The best Jacobian met."""
 
     evaluator: Evaluator
+    known: float
     value: float = 0.0
     point: Matrix | None = None
 
     def offer(self, point: Matrix | None) -> None:
-        if point is not None:
+        if point is None:
+            return
+        value = self.evaluator.gain(point)
+        inner = self.evaluator.domain.pulled(point[:, None])[:, 0]
+        if self.evaluator.gain(inner) >= value:  # a witness needs room around it
+            point = inner
+        if value > max(NEARLY * self.known, self.value):
+            point = self.evaluator.climb(point)
             value = self.evaluator.gain(point)
-            if value > self.value:
-                self.value, self.point = value, point
+        if value > self.value:
+            self.value, self.point = value, point
 
 
 def _first_live(forms: Forms) -> Split | None:
@@ -135,11 +166,12 @@ def _waiting(forms: Forms) -> Split | None:
     return None
 
 
-def _split(forms: Forms, shares: Matrix, weights: Matrix, reached: _Reached) -> Split:
+def _split(forms: Forms, stakes: Stakes, reached: _Reached) -> Split:
     """See the module."""
-    guess = {unit: _piece(forms, unit, share) for unit, share in zip(forms.live, shares, strict=True)}
-    stake = dict(zip(forms.live, (weights * np.minimum(shares, 1 - shares)).tolist(), strict=True))
-    weight = dict(zip(forms.live, weights.tolist(), strict=True))
+    units, shares, weights = stakes.units, stakes.shares, stakes.weights
+    guess = {unit: _piece(forms, unit, share) for unit, share in zip(units, shares, strict=True)}
+    stake = dict(zip(units, (weights * np.minimum(shares, 1 - shares)).tolist(), strict=True))
+    weight = dict(zip(units, weights.tolist(), strict=True))
     cell, skeleton = forms.cell, forms.skeleton
     pattern = cell
     for layer in skeleton.layers:
@@ -153,9 +185,9 @@ def _split(forms: Forms, shares: Matrix, weights: Matrix, reached: _Reached) -> 
         reached.offer(answer.point)
         if answer.conflict:
             named = [u for u, _ in answer.conflict if u in guess]
-            pool = named or [u for u in forms.live if u < layer.first + len(layer.pieces)]
+            pool = named or [u for u in units if u < layer.first + len(layer.pieces)]
             return _threshold(forms, max(pool, key=lambda u: (weight[u], -u)), guess)
-    best = max(forms.live, key=lambda u: (stake[u], weight[u], -u))
+    best = max(units, key=lambda u: (stake[u], weight[u], -u))
     return _threshold(forms, best, guess)
 
 
@@ -172,11 +204,11 @@ def _piece(forms: Forms, unit: int, share: float) -> int:
     return min(candidates, key=lambda p: (abs(float(slopes[p]) - wanted), p))
 
 
-def _entrywise_stakes(forms: Forms, norm: Norm) -> tuple[Matrix, Matrix]:
+def _entrywise_stakes(forms: Forms, norm: Norm) -> Stakes:
     """A vertex of the slopes with a large norm (shares 0 or 1), and what each unit may contribute to the norm."""
     live, inputs = forms.live, forms.inputs
     reads, output = forms.on_live([forms.rows[u] for u in live]), forms.on_live(list(forms.output))
-    slopes = np.array([[float(s) for s in forms.slopes(u)] for u in live])
+    slopes = forms.slope_ends(live)
 
     def jacobian(chosen: Matrix) -> Matrix:
         rows = np.zeros((len(live), inputs))
@@ -206,4 +238,4 @@ def _entrywise_stakes(forms: Forms, norm: Norm) -> tuple[Matrix, Matrix]:
     for i in reversed(units):
         backward = backward + np.outer(backward[:, i] * largest[i], np.abs(reads[i, inputs:]))
     order = (backward.max(0), forward.sum(1)) if norm == "linf" else (backward.sum(0), forward.max(1))
-    return side.astype(np.float64), (slopes[:, 1] - slopes[:, 0]) * order[0] * order[1]
+    return Stakes(live, side.astype(np.float64), (slopes[:, 1] - slopes[:, 0]) * order[0] * order[1])

@@ -6,9 +6,11 @@ units only those count whose argument moves at all and whose value reaches the o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 from flint import fmpq, fmpq_mat
 
 from lipscope.bounds.branch.exact import Matrix, Row, nearest_rows
@@ -50,12 +52,16 @@ class Forms:
     @cached_property
     def live(self) -> list[int]:
         """The open units whose argument moves and whose value reaches the output, in order."""
+        return self.live_between(range(self.inputs), self.output)
+
+    def live_between(self, inputs: Sequence[int], output: Sequence[Row]) -> list[int]:
+        """The open units that move with one of these entries of the input and reach one of these rows, in order."""
         moving: list[int] = []
         for unit in self.open_units:
             row = self.rows[unit]
-            if any(v != 0 for v in row[: self.inputs]) or self.reads(row, moving):
+            if any(row[i] != 0 for i in inputs) or self.reads(row, moving):
                 moving.append(unit)
-        reaching: set[int] = {u for row in self.output for u in self.reads(row, moving)}
+        reaching: set[int] = {u for row in output for u in self.reads(row, moving)}
         for unit in reversed(moving):
             if unit in reaching:
                 reaching |= set(self.reads(self.rows[unit], moving))
@@ -76,8 +82,20 @@ class Forms:
         Raises:
             OutOfRange: see `nearest`.
         """
-        places = [*range(self.inputs), *(self.columns[u] for u in self.live)]
+        return self.on(range(self.inputs), self.live, rows)
+
+    def on(self, inputs: Sequence[int], units: Sequence[int], rows: Sequence[Row]) -> Matrix:
+        """Rows by entries of the input and open units, rounded to nearest.
+
+        Raises:
+            OutOfRange: see `nearest`.
+        """
+        places = [*inputs, *(self.columns[u] for u in units)]
         return nearest_rows([[row[p] for p in places] for row in rows], len(places))
+
+    def slope_ends(self, units: Sequence[int]) -> Matrix:
+        """`slopes` of each unit, rounded to nearest, (units, 2)."""
+        return np.array([[float(s) for s in self.slopes(u)] for u in units]).reshape(-1, 2)
 
 
 def forms_in(skeleton: Skeleton, cell: Cell) -> Forms:

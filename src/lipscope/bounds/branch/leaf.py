@@ -61,16 +61,16 @@ def interval_jacobian(forms: Forms) -> list[list[Interval]]:
     return [combined(row) for row in forms.output]
 
 
-def entrywise_bound(forms: Forms, norm: Norm) -> float:
-    """A proved bound in l1 or linf, the smallest float64 above the sum of magnitudes.
+def entrywise_sums(forms: Forms, norm: Norm) -> list[float]:
+    """For every row (linf) or column (l1) of the Jacobian the smallest float64 above the sum of its entries' magnitudes.
 
     Raises:
         OutOfRange: see `nearest`.
     """
     sizes = [[max(abs(a), abs(b)) for a, b in row] for row in interval_jacobian(forms)]
     lines = sizes if norm == "linf" else list(zip(*sizes, strict=True))
-    largest = max((sum(line, fmpq(0)) for line in lines), default=fmpq(0))
-    return 0.0 if largest == 0 else up(nearest(largest))
+    sums = [sum(line, fmpq(0)) for line in lines]
+    return [0.0 if total == 0 else up(nearest(total)) for total in sums]
 
 
 def spectral_bound(forms: Forms) -> float | None:
@@ -91,7 +91,9 @@ def spectral_bound(forms: Forms) -> float | None:
     return sqrt_up(rho) if proved else None
 
 
-def quadratic_form(reads: Matrix, output: Matrix, slopes: Matrix, values: Matrix, rho: float) -> tuple[Matrix, Matrix]:
+def quadratic_form(
+    reads: Matrix, output: Matrix, slopes: Matrix, values: Matrix, rho: float | Matrix
+) -> tuple[Matrix, Matrix]:
     """M and a bound of its entrywise errors.
 
     Args:
@@ -99,7 +101,7 @@ def quadratic_form(reads: Matrix, output: Matrix, slopes: Matrix, values: Matrix
         output: F.
         slopes: (units, 2), the smallest and the largest.
         values: the multipliers.
-        rho: the square of the bound.
+        rho: the square of the bound, or q for every entry of x.
     """
     count, width = reads.shape
     inputs = width - count
@@ -117,11 +119,16 @@ def quadratic_form(reads: Matrix, output: Matrix, slopes: Matrix, values: Matrix
     return found[0], SLACK * gamma(count + len(output) + 16) * found[1]
 
 
-def quadratic_holds(reads: Matrix, output: Matrix, slopes: Matrix, values: Matrix, rho: float) -> bool:
-    """Whether the multipliers are proved to give the bound `sqrt(rho)`."""
-    numbers = np.concatenate([values, np.abs(slopes).ravel(), [rho]])
+def quadratic_holds(reads: Matrix, output: Matrix, slopes: Matrix, values: Matrix, rho: float | Matrix) -> bool:
+    """Whether the multipliers are proved to give the bound `sqrt(rho)`, or `sum q x^2` where rho is q."""
+    numbers = np.concatenate([values, np.abs(slopes).ravel(), np.atleast_1d(rho)])
     numbers = numbers[numbers != 0]
-    if not ((values > 0).all() and (numbers >= SMALLEST).all() and (numbers <= LARGEST).all()):
+    if not (
+        (values > 0).all()
+        and np.all(np.asarray(rho) > 0)
+        and (numbers >= SMALLEST).all()
+        and (numbers <= LARGEST).all()
+    ):
         return False
     matrix, error = quadratic_form(reads, output, slopes, values, rho)
     return semidefinite((matrix + matrix.T) / 2, error + gamma(2) * np.abs(matrix))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,10 +45,10 @@ class Quadratic:
     weights: Matrix
 
 
-def stacked(forms: Forms, reads: Matrix, output: Matrix, slopes: Matrix) -> Stacked:
-    """The inequality layer by layer."""
-    live, inputs = forms.live, forms.inputs
-    blocks = [[i for i, u in enumerate(live) if u in layer.units] for layer in forms.skeleton.layers]
+def stacked(forms: Forms, units: Sequence[int], reads: Matrix, output: Matrix, slopes: Matrix) -> Stacked:
+    """The inequality of some live units, in order, layer by layer."""
+    inputs = reads.shape[1] - len(units)
+    blocks = [[i for i, u in enumerate(units) if u in layer.units] for layer in forms.skeleton.layers]
     blocks = [block for block in blocks if block]
     places = [list(range(inputs)), *([inputs + i for i in block] for block in blocks)]
     layers = tuple(
@@ -75,7 +76,7 @@ def quadratic(forms: Forms, inherited: Inherited, enough: float, deadline: float
     """
     live = forms.live
     reads, output = forms.on_live([forms.rows[u] for u in live]), forms.on_live(list(forms.output))
-    slopes = np.array([[float(s) for s in forms.slopes(u)] for u in live])
+    slopes = forms.slope_ends(live)
     start = _start(forms, reads, output, slopes, inherited)
     if start is None:
         return None
@@ -87,7 +88,7 @@ def quadratic(forms: Forms, inherited: Inherited, enough: float, deadline: float
     offers = [*reversed(path[-3:]), start]
     for rho, values in offers:
         if np.isfinite(rho) and quadratic_holds(reads, output, slopes, values, rho):
-            shares, weights = _stakes(reads, output, slopes, values, rho)
+            shares, weights = stakes(reads, output, slopes, values, rho)
             return Quadratic(reads, output, slopes, values, sqrt_up(rho), shares, weights)
     return None
 
@@ -99,7 +100,7 @@ def _start(
     live, (rho, known) = forms.live, inherited
     if np.isfinite(rho) and all(u in known for u in live):
         return rho * 1.02, np.array([known[u] for u in live])
-    network = stacked(forms, reads, output, slopes).reduced_input()
+    network = stacked(forms, live, reads, output, slopes).reduced_input()
     try:
         values = norm_start(network)
     except (Infeasible, np.linalg.LinAlgError, ValueError):
@@ -117,7 +118,7 @@ def _reduced(reads: Matrix, output: Matrix) -> tuple[Matrix, Matrix]:
     return np.hstack([triangle.T[:count], reads[:, inputs:]]), np.hstack([triangle.T[count:], output[:, inputs:]])
 
 
-def _stakes(reads: Matrix, output: Matrix, slopes: Matrix, values: Matrix, rho: float) -> tuple[Matrix, Matrix]:
+def stakes(reads: Matrix, output: Matrix, slopes: Matrix, values: Matrix, rho: float | Matrix) -> tuple[Matrix, Matrix]:
     """With the inverse of M as second moments: where u_j lies between its slopes, and `lambda <v^2> (b - a)^2`."""
     matrix, _ = quadratic_form(reads, output, slopes, values, rho)
     inverse = np.linalg.inv(matrix)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from flint import fmpq_mat
+from flint import fmpq, fmpq_mat
+from numpy.typing import NDArray
 
 from lipscope.bounds.branch.exact import Matrix
 from lipscope.bounds.branch.skeleton import Affine, Skeleton
@@ -14,6 +16,15 @@ from lipscope.claims.norms import Norm
 ORDER = {"l1": 1, "l2": 2, "linf": np.inf}
 MARGIN = 1e-9
 """Points nearer to a kink, relatively, say nothing: the pattern there may not exist."""
+
+ROUNDS = 60
+"""Steps from one point to better ones, at most."""
+
+BEYOND = (1e-3, 0.1)
+"""How far beyond a kink the next point is, in terms of the way to it."""
+
+SHAKEN = 64
+"""Random points in each round."""
 
 
 def operator_norm(matrix: Matrix, norm: Norm) -> float:
@@ -37,7 +48,7 @@ class _Plain:
         return cls({b: _floats(m) for b, m in affine.parts.items()}, _floats(affine.constant)[:, 0])
 
     def apply(self, values: list[Matrix]) -> Matrix:
-        return sum((m @ values[b] for b, m in self.parts.items()), np.zeros((len(self.constant), 1)))
+        return sum((m @ values[b] for b, m in self.parts.items()), np.zeros((len(self.constant), values[0].shape[1])))
 
 
 class Evaluator:
@@ -46,27 +57,94 @@ class Evaluator:
     def __init__(self, skeleton: Skeleton, norm: Norm) -> None:
         self.norm: Norm = norm
         self.inputs = skeleton.inputs
+        self.domain = skeleton.domain
         self.layers = [_Plain.of(layer.reads) for layer in skeleton.layers]
         self.output = _Plain.of(skeleton.output)
         self.tables = [
-            [tuple(np.array([float(v) for v in values]) for values in (p.thresholds, p.slopes, p.shifts)) for p in layer.pieces]
+            (
+                _table([p.thresholds for p in layer.pieces], np.inf),
+                _table([p.slopes for p in layer.pieces], 0.0),
+                _table([p.shifts for p in layer.pieces], 0.0),
+            )
             for layer in skeleton.layers
-        ]  # fmt: skip
+        ]
 
     def gain(self, x: Matrix) -> float:
         """The norm of the Jacobian at x; 0 too near a kink."""
-        values, jacobians = [x[:, None]], [np.eye(self.inputs)]
-        for layer, tables in zip(self.layers, self.tables, strict=True):
-            v = layer.apply(values)[:, 0] + layer.constant
-            size = 1 + sum(
-                (np.abs(m) @ np.abs(values[b])[:, 0] for b, m in layer.parts.items()), np.abs(layer.constant)
-            )
-            u, slopes = np.empty(len(v)), np.empty(len(v))
-            for i, (thresholds, steps, shifts) in enumerate(tables):
-                if (np.abs(v[i] - thresholds) <= MARGIN * size[i]).any():
-                    return 0.0
-                p = int(np.searchsorted(thresholds, v[i]))
-                u[i], slopes[i] = steps[p] * v[i] + shifts[p], steps[p]
-            jacobians.append(slopes[:, None] * (layer.apply(jacobians) + np.zeros((1, self.inputs))))
-            values.append(u[:, None])
-        return operator_norm(self.output.apply(jacobians), self.norm)
+        return float(self.gains(x[:, None])[0])
+
+    def gains(self, points: Matrix) -> Matrix:
+        """`gain` of every column."""
+        jacobians, _, plain = self._followed(points)
+        found: Matrix = (
+            np.linalg.norm(jacobians, ORDER[self.norm], axis=(1, 2)) if jacobians[0].size else np.zeros(points.shape[1])
+        )
+        return np.where(plain, found, 0.0)
+
+    def _followed(self, points: Matrix) -> tuple[Matrix, list[tuple[Matrix, Matrix]], NDArray[np.bool_]]:
+        """The Jacobians at all points, for each layer the arguments and their Jacobians, and which points are off the kinks."""
+        count = points.shape[1]
+        values, jacobians = [points], [np.broadcast_to(np.eye(self.inputs), (count, self.inputs, self.inputs))]
+        arguments, plain = [], np.ones(count, dtype=bool)
+        for layer, (thresholds, steps, shifts) in zip(self.layers, self.tables, strict=True):
+            v = layer.apply(values) + layer.constant[:, None]
+            size = 1 + np.abs(layer.constant)[:, None]
+            for b, m in layer.parts.items():
+                size = size + np.abs(m) @ np.abs(values[b])
+            away = np.abs(v[..., None] - thresholds[:, None]) > MARGIN * size[..., None]
+            plain &= away.all(axis=(0, 2))
+            place = (v[..., None] > thresholds[:, None]).sum(-1)
+            slopes = np.take_along_axis(steps, place, 1)
+            moved = _through(layer, jacobians, (count, len(v), self.inputs))
+            arguments.append((v, moved))
+            jacobians.append(slopes.T[:, :, None] * moved)
+            values.append(slopes * v + np.take_along_axis(shifts, place, 1))
+        return _through(self.output, jacobians, (count, len(self.output.constant), self.inputs)), arguments, plain
+
+    def climb(self, x: Matrix) -> Matrix:
+        """A point of the domain, from x by steps that enlarge the gain: over the kink of one unit, or small ones at random."""
+        generator = np.random.default_rng(0)
+        best = self.gain(x)
+        for _ in range(ROUNDS):
+            with np.errstate(all="ignore"):  # a unit that hardly moves has its kink out of reach; the gain there is 0
+                trials = self.domain.pulled(np.concatenate([self._crossings(x), self._shaken(x, generator)], axis=1))
+                gains = self.gains(trials)
+            first = int(np.argmax(gains))
+            if not gains[first] > best * (1 + 1e-9):
+                break
+            x, best = trials[:, first], float(gains[first])
+        return x
+
+    def _crossings(self, x: Matrix) -> Matrix:
+        """Points a little beyond every threshold of every unit, as if x stayed in its cell until there."""
+        _, arguments, _ = self._followed(x[:, None])
+        found = [x[:, None]]
+        for (v, moved), (thresholds, _, _) in zip(arguments, self.tables, strict=True):
+            slope = moved[0]
+            square = np.einsum("ij,ij->i", slope, slope)
+            for column in thresholds.T:
+                usable = np.isfinite(column) & (square > 0)
+                away = (column[usable] - v[usable, 0]) / square[usable]
+                found += [x[:, None] + slope[usable].T * (away * (1 + beyond)) for beyond in BEYOND]
+        return np.concatenate(found, axis=1)
+
+    def _shaken(self, x: Matrix, generator: np.random.Generator) -> Matrix:
+        """Points around x, at many scales, some of their coordinates changed."""
+        shape = (len(x), SHAKEN)
+        scale = 10 ** generator.uniform(-2, 0.5, SHAKEN) * (1e-3 + np.abs(x).max(initial=0.0))
+        trials: Matrix = x[:, None] + scale * generator.standard_normal(shape) * (generator.random(shape) < 0.5)
+        return trials
+
+
+def _table(rows: Sequence[Sequence[fmpq]], filler: float) -> Matrix:
+    table = np.full((len(rows), max((len(row) for row in rows), default=0)), filler)
+    for own, row in zip(table, rows, strict=True):
+        own[: len(row)] = [float(v) for v in row]
+    return table
+
+
+def _through(layer: _Plain, jacobians: Sequence[Matrix], shape: tuple[int, int, int]) -> Matrix:
+    total = np.zeros(shape)
+    for b, m in layer.parts.items():
+        total = total + m @ jacobians[b]
+    return total

@@ -13,6 +13,9 @@ from lipscope.bounds.branch.exact import Matrix, Row, rational, rationals
 from lipscope.claims.norms import Norm
 from lipscope.claims.regions import Ball, Box, Region
 
+INSIDE = 1 - 1e-3
+"""The share of a region in which points are looked for: around them there is room for others."""
+
 
 @dataclass(frozen=True)
 class Domain:
@@ -67,6 +70,21 @@ class Domain:
         if self.kind == "box":
             return first, np.array([float(v) for v in self.second])
         return first - float(self.second[0]), first + float(self.second[0])
+
+    def pulled(self, points: Matrix) -> Matrix:
+        """Columns as they are where they lie inside, the others moved inside in float64; for searching."""
+        if self.kind == "everywhere":
+            return points
+        center = self.middle()[:, None]
+        if self.kind in ("box", "linf"):
+            found = self.ends()
+            assert found is not None
+            half = (found[1] - found[0])[:, None] / 2 * INSIDE
+            return np.clip(points, center - half, center + half)
+        radius = float(self.second[0]) * INSIDE
+        length = np.linalg.norm(points - center, 1 if self.kind == "l1" else 2, axis=0)
+        shrunk: Matrix = center + (points - center) * np.minimum(1.0, radius / np.maximum(length, 1e-300))
+        return shrunk
 
     def middle(self) -> Matrix:
         """A point inside, in float64; for searching."""

@@ -100,7 +100,7 @@ class Search:
         """Until the gap is closed, nothing is left to split, or the effort is spent; the root is always examined."""
         self._began = time.monotonic()
         with Workers(self.skeleton, self.norm, self.jobs) as workers:
-            task = Task(self.skeleton.root, (np.inf, {}), self._target, self.effort.deadline)
+            task = Task(self.skeleton.root, None, self._target, self.effort.deadline)
             self.root = self._branch(workers([task])[0], np.inf)
             heap: list[tuple[float, int, Branch]] = []
             self._push(heap, self.root)
@@ -150,8 +150,7 @@ class Search:
             assert branch.finding.split is not None
             unit, threshold = branch.finding.split
             for cell in (branch.cell.below(unit, threshold), branch.cell.above(unit, threshold)):
-                known = branch.finding.bound**2, branch.finding.values
-                tasks.append(Task(cell, known, self._target, self.effort.deadline))
+                tasks.append(Task(cell, branch.finding, self._target, self.effort.deadline))
                 places.append(branch)
         findings = workers(tasks)
         for first in range(0, len(tasks), 2):
@@ -196,6 +195,10 @@ def certificate(root: Branch) -> tuple[float, list[object], list[float], int]:
             tree.append(
                 ["empty", [[unit, side, hex(weight)] for (unit, side), weight in sorted(finding.empty.items())]]
             )
+        elif finding.kind == "rows":
+            listed = [k for k, size in enumerate(finding.intervals) if size > bound]
+            tree.append(["quadratic", listed] if listed else ["norm"])
+            values += [v for k in listed for v in finding.rows[k].numbers]
         else:
             tree.append([finding.kind])
             values += [finding.values[unit] for unit in sorted(finding.values)]
