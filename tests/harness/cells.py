@@ -72,7 +72,8 @@ class Where:
         f[-1] = 1
         u, _ = nnls(e, f)
         r = e @ u - f
-        return float(np.linalg.norm(-r[:-1] / r[-1])) if abs(r[-1]) > 1e-12 else np.inf
+        # -r[-1] is 1/(1 + |y|^2), and 0 up to rounding if there is no y.
+        return float(np.linalg.norm(-r[:-1] / r[-1])) if abs(r[-1]) > 1e-6 else np.inf
 
 
 def layers_of(module: nn.Sequential) -> list[tuple[np.ndarray, np.ndarray, tuple[float, float]]]:
