@@ -23,7 +23,7 @@ if Cholesky runs to completion the matrix is positive semidefinite for every err
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -57,28 +57,31 @@ def prove_quadratic(
         raise Rejected("expected evidence of kind quadratic")
     part = Part(network, slopes, source, target)
     values = _multipliers(part, stored["multipliers"], bundle)
-    form = eliminated(part, part.output, values, part.roundings)
+    size = network.nodes[source].size
+    form = eliminated(part.layers, part.output, values, part.roundings, size)
     square = float(np.nextafter(t * t, 0.0))
     if not math.isfinite(square) or not _below(form, square):
         raise Rejected(f"the multipliers do not prove the constant {t!r}")
 
 
-def eliminated(part: Part, output: Mapping[int, Form], values: list[Floats], roundings: int) -> Floats:
+def eliminated(
+    layers: Sequence[Units], output: Mapping[int, Form], values: list[Floats], roundings: int, size: int
+) -> Floats:
     """A matrix Q on the start with `|output difference|^2 <= x^T Q x`, for any linear functions of the blocks as output.
 
     Args:
-        part: the walk.
+        layers: of the walk.
         output: the functions, within `gamma(roundings)` of their sizes.
         values: multipliers >= 0 of every layer.
-        roundings: at least `part.roundings`.
+        roundings: at least those of the walk.
+        size: of the start.
 
     Raises:
         Rejected: a layer's inequality is not proved.
     """
     form, blocks = _output(output, roundings)
-    for k in reversed(range(len(part.layers))):
-        form, blocks = _eliminate(part.layers[k], k + 1, values[k], form, blocks, roundings)
-    size = part.network.nodes[part.source].size
+    for k in reversed(range(len(layers))):
+        form, blocks = _eliminate(layers[k], k + 1, values[k], form, blocks, roundings)
     return form if 0 in blocks else np.zeros((size, size))
 
 

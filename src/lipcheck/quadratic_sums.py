@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -77,7 +78,7 @@ def _multipliers(part: Part, document: object, count: int, bundle: Bundle) -> li
 def _row(part: Part, k: int, q: Floats, values: list[Floats]) -> float:
     """`sum q`, above the square of row k's sum."""
     output = {b: Form(f.matrix[k : k + 1], f.size[k : k + 1]) for b, f in part.output.items()}
-    form = _form(part, output, values)
+    form = eliminated(part.layers, output, values, part.roundings + 2, part.network.nodes[part.source].size)
     if not (q >= 0).all():
         raise Rejected("expected weights >= 0")
     if form.any():
@@ -96,12 +97,13 @@ def _column(part: Part, j: int, r: Floats, values: list[Floats]) -> float:
         raise Rejected("expected weights between 1e-50 and 1")
     scale = r[:, None]
     # A product with r is one more rounding of the form; `roundings` counts two for it.
-    output = {b: Form(f.matrix * scale, f.size * scale * (1 + 4 * U)) for b, f in part.output.items()}
-    entry = float(_form(part, output, values)[j, j])
+    output = {b: Form(f.matrix * scale, f.size * scale * (1 + 4 * U)) for b, f in _only(part.output, j).items()}
+    layers = [replace(layer, reads=_only(layer.reads, j)) for layer in part.layers]
+    entry = float(eliminated(layers, output, values, part.roundings + 2, 1)[0, 0])
     total = up(float(np.sum(1 / r**2)) * (1 + 4 * gamma(len(r) + 8)))
     return max(0.0, math.nextafter(entry * total * (1 + 8 * U), math.inf))
 
 
-def _form(part: Part, output: Mapping[int, Form], values: list[Floats]) -> Floats:
-    """Q on all entries of the source."""
-    return eliminated(part, output, values, part.roundings + 2)
+def _only(forms: Mapping[int, Form], j: int) -> dict[int, Form]:
+    """Of all entries of the source entry j alone: the others are 0 in e_j."""
+    return {b: Form(f.matrix[:, [j]], f.size[:, [j]]) if b == 0 else f for b, f in forms.items()}

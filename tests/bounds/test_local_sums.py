@@ -24,6 +24,7 @@ from harness.bundle_writer import Arrays, real, seal
 from harness.cells import Where, enumerated
 from harness.exact import matrix_norm, sampled_lower
 from harness.expect import expect_lower, expect_upper
+from harness.networks import BY_NAME
 from lipcheck.boxes import Box as Flat
 from lipcheck.cover import boxes_of
 from lipcheck.errors import Rejected
@@ -135,6 +136,18 @@ def test_small_integer_weights(inputs: int, hidden: list[int], outputs: int, see
     where = Box(np.full(inputs, -2.0), np.full(inputs, 1.0))
     candidate, verdict = found(posed(module, inputs, norm, where), 3, 2.0)
     expect_upper(candidate.value, enumerated(module, inputs, norm, Where("box", where.lower, where.upper)).lo)
+    assert verdict["upper"]["status"] == "certified", verdict["upper"]
+
+
+@pytest.mark.parametrize("norm", ["l1", "linf"])
+def test_many_inputs_and_few_units_are_certified(norm: str) -> None:
+    """A column is about one entry of the input, whatever the others would need."""
+    network = BY_NAME["conv-valid"]
+    center = np.random.default_rng(7).standard_normal(int(np.prod(network.shape))) * 0.2
+    graph = load(network.module(), input_shape=network.shape).graph
+    claim = pose(graph, Claim(norm, Box(center - 0.1, center + 0.3)))  # type: ignore[arg-type]
+    candidate, verdict = found(claim, 1)
+    assert candidate.proof is not None and "quadratic" in {step.rule for step in candidate.proof.steps}
     assert verdict["upper"]["status"] == "certified", verdict["upper"]
 
 
