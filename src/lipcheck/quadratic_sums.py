@@ -6,7 +6,7 @@ units' inequalities (see `quadratic`), with the output replaced by other linear 
 
 * linf: F is output i alone. If `diag(q) - Q` is positive semidefinite, then `|M x|_i^2 <= sum_k q_k x_k^2 <= sum q` for `|x|_inf <= 1`.
 * l1: F is the output with entry k multiplied by r_k, 0 < r_k <= 1. The vector x = e_j and units that are multiplied by the slopes of M satisfy the same
-  inequalities, so `sum_k r_k^2 (M e_j)_k^2 <= Q_jj`, and by Cauchy and Schwarz `|M e_j|_1^2 <= Q_jj sum_k 1/r_k^2`. M is needed here for
+  inequalities, so `sum_k r_k^2 (M e_j)_k^2 <= Q_jj`, and by Cauchy and Schwarz `|M e_j|_1^2 <= Q_jj sum_k 1/r_k^2`. Entry j is all of x then. M is needed here for
   directions that are no difference of inputs, so that only functions of one variable may be inside.
 """
 
