@@ -6,13 +6,13 @@ import functools
 import itertools
 import time
 from collections.abc import Callable
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from bounds.test_branch import he, region
 from harness.cells import Abs, Where, enumerated, layers_of
 from harness.expect import expect_close, expect_lower, expect_upper
 from lipscope import bound, load
@@ -27,18 +27,6 @@ from lipscope.bounds.method import Effort
 from lipscope.bounds.problem import pose
 from lipscope.claims.claim import Claim
 from lipscope.claims.regions import Ball, Box, Everywhere, Region
-
-
-def he(dims: tuple[int, ...], seed: int = 0, act: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
-    generator = np.random.default_rng(seed)
-    layers: list[nn.Module] = []
-    for a, b in pairwise(dims):
-        layer = nn.Linear(a, b).double()
-        with torch.no_grad():
-            layer.weight.copy_(torch.from_numpy(generator.standard_normal((b, a)) * np.sqrt(2 / a)))
-            layer.bias.copy_(torch.from_numpy(0.1 * generator.standard_normal(b)))
-        layers += [layer, act()]
-    return nn.Sequential(*layers[:-1]).eval()
 
 
 def silent(module: nn.Sequential, outputs: list[int], inputs: list[int]) -> nn.Sequential:
@@ -162,15 +150,6 @@ def test_numbers_that_are_too_small_are_not_proved(norm: str, monkeypatch: pytes
 
 
 CASES = [("everywhere", (5, 6, 6, 2)), ("box", (4, 7, 7, 1)), ("ball", (4, 6, 6, 3))]
-
-
-def region(kind: str, size: int, norm: str) -> tuple[Region, Where]:
-    center = 0.2 * np.random.default_rng(3).standard_normal(size)
-    if kind == "everywhere":
-        return Everywhere(), Where("everywhere")
-    if kind == "box":
-        return Box(center - 0.3, center + 0.4), Where("box", center - 0.3, center + 0.4)
-    return Ball(center, 0.4), Where(norm, center, 0.4)
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 import tempfile
@@ -18,6 +17,7 @@ from torch import nn
 
 import lipcheck
 from harness.expect import expect_lower, expect_upper
+from harness.tampering import put, tampered
 from lipcheck import branch_cells, branch_rows
 from lipcheck.branch_network import Split
 from lipcheck.errors import Rejected
@@ -58,26 +58,14 @@ def written(norm: str, planted: bool = False) -> Path:
 
 def checked(source: Path, folder: Path, change: Callable[[list[Any], np.ndarray, dict[str, Any]], np.ndarray]) -> str:
     """The reasons for which a changed copy is refused; empty if it is certified."""
-    documents = {p.name: json.loads(p.read_text()) for p in source.glob("*.json") if p.name not in ("bundle.json", "verdict.json")}  # fmt: skip
-    arrays = {p.stem: np.load(p) for p in (source / "arrays").glob("*.npy")}
-    step = documents["proof.json"]["steps"][0]
-    evidence = step["evidence"]
-    values = change(evidence["tree"], arrays.pop(evidence["multipliers"]["array"]).copy(), step)
-    head = f"{values.dtype.str[1:]}:{','.join(map(str, values.shape))}:".encode()
-    digest = hashlib.sha256(head + values.tobytes()).hexdigest()
-    arrays[digest], evidence["multipliers"] = values, {"array": digest}
-    target = folder / "bundle"
-    (target / "arrays").mkdir(parents=True)
-    files = {}
-    for file, document in documents.items():
-        (target / file).write_text(json.dumps(document))
-        files[file] = hashlib.sha256((target / file).read_bytes()).hexdigest()
-    for name, array in arrays.items():
-        path = target / "arrays" / f"{name}.npy"
-        np.save(path, array)
-        files[f"arrays/{name}.npy"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (target / "bundle.json").write_text(json.dumps({"schema": "lipscope-bundle/1", "files": files}))
-    verdict = lipcheck.check(target)
+
+    def edit(proof: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        step = proof["steps"][0]
+        evidence = step["evidence"]
+        values = arrays.pop(evidence["multipliers"]["array"]).copy()
+        evidence["multipliers"] = put(change(evidence["tree"], values, step), arrays)
+
+    verdict = lipcheck.check(tampered(source, folder, edit))
     return "" if verdict.upper["status"] == "certified" else " ".join(verdict.upper["reasons"])
 
 
