@@ -363,8 +363,8 @@ def test_what_is_closed_already_is_not_begun() -> None:
 
 def test_a_hopeless_search_is_given_up_only_where_others_have_a_bound() -> None:
     problem = posed("linf", (10, 30, 30, 3))
-    for known, given_up in ((1e6, True), (np.inf, False)):
-        search = Search(skeleton(problem), "linf", Effort(deadline=time.monotonic() + 2, known=known), 1)
+    for known, given_up, seconds in ((1e6, True, 10), (np.inf, False, 2)):
+        search = Search(skeleton(problem), "linf", Effort(deadline=time.monotonic() + seconds, known=known), 1)
         search.run()
         assert search.hopeless == given_up
         assert np.isfinite(search.root.value())
