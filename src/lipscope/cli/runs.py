@@ -47,7 +47,7 @@ def command(
     )  # fmt: skip
     for name in ("mean", "lower", "upper", "accuracy", "overhead"):
         if name in last:
-            console.print(f"{name:<8}{figure(last[name])}", markup=False, soft_wrap=True)
+            console.print(f"{name:<10}{figure(last[name])}", markup=False, soft_wrap=True)
     for alert in opened_alerts(document):
         console.print(f"alert   {alert}", markup=False, soft_wrap=True)
     if rows is not None:
