@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations
 from lipscope.api import load
 from lipscope.claims.errors import ModelError, UnsupportedError
 from lipscope.claims.quantity import Reading
+from lipscope.dynamics.factors import list_factors, log_product
 from lipscope.dynamics.layers import WatchedLayer, perturbation_bound, watched_layers
 from lipscope.dynamics.quantities import layer_norms
 from lipscope.dynamics.quantities.layer_norms import LayerNorms, NormProofs
@@ -276,3 +277,19 @@ def test_the_twin_shows_the_weights_of_the_moment_and_nothing_of_it_is_the_model
     view.model.double()  # a careless reader
     assert model[0].weight.dtype == torch.float32
     assert isinstance(Reading("x", 1.0, "measured"), Reading)
+
+
+def test_the_product_has_normalizations_functions_and_every_call_in_it() -> None:
+    torch.manual_seed(0)
+    inner = nn.Linear(6, 6)
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.GELU(), inner, nn.Tanh(), inner, nn.Linear(6, 3)
+    ).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([0.5, -4.0, 1.0, 2.0, 0.1, 3.0]))
+    view, layers = view_of(model, (4,))
+    factors, inputs = list_factors(model, torch.zeros(2, 4)), torch.zeros(2, 4)
+    followed = LayerNorms(layers, factors)
+    for _ in range(50):
+        found = {r.name: r for r in followed.read(scene_of(view, layers, inputs))}
+    assert found["log_product"].value == pytest.approx(log_product(factors), abs=1e-4)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lipscope.claims.errors import ModelError
-from lipscope.dynamics.factors import list_factors
+from lipscope.dynamics.factors import Factor, list_factors
 from lipscope.dynamics.quantities.batch_noise import BatchNoise
 from lipscope.dynamics.quantities.identity_terms import IdentityTerms
 from lipscope.dynamics.quantities.layer_norms import LayerNorms, NormProofs
@@ -38,18 +38,16 @@ class Parts:
     upper: Upper = field(default_factory=Upper)
 
     def __post_init__(self) -> None:
-        self.followed = LayerNorms(self.subject.layers, self._unknown())
+        self.followed = LayerNorms(self.subject.layers, self._factors())
 
-    def _unknown(self) -> str:
-        """What has no finite factor in the product of norms, by name, and why."""
+    def _factors(self) -> Sequence[Factor]:
+        """Of the product of norms; none where the calls form no chain of factors."""
         if self.tracker is not None:
-            factors = self.tracker.factors
-        else:
-            try:
-                factors = list_factors(self.subject.view.live, self.subject.inputs)
-            except ModelError:
-                return ""  # several outputs, or calls that cannot be followed: there is no chain of factors
-        return "; ".join(f"{f.name!r}: {f.reason}" for f in factors if f.reason)
+            return self.tracker.factors
+        try:
+            return list_factors(self.subject.view.live, self.subject.inputs)
+        except ModelError:
+            return ()  # several outputs, or calls that cannot be followed
 
 
 @dataclass(frozen=True)

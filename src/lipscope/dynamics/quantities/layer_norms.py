@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch.func import vjp
 from lipscope.claims.errors import LipscopeError
 from lipscope.claims.quantity import Reading
 from lipscope.claims.rounding import sum_up
+from lipscope.dynamics.factors import Factor
 from lipscope.dynamics.layers import WatchedLayer, perturbation_bound
 from lipscope.dynamics.quantities.scene import Scene
 from lipscope.operator_norm import enclose
@@ -48,17 +49,21 @@ class LayerNorms:
 
     name = "layer-norms"
 
-    def __init__(self, layers: list[WatchedLayer], unknown: str = "") -> None:
-        self._layers, self._unknown = layers, unknown
+    def __init__(self, layers: list[WatchedLayer], factors: Sequence[Factor] = ()) -> None:
+        self._layers = layers
+        watched = {layer.name for layer in layers}
+        self._calls = {f.name: f.calls for f in factors}
+        self._others = [f for f in factors if f.name not in watched]
+        self._unknown = "; ".join(f"{f.name!r}: {f.reason}" for f in factors if f.reason)
         self._vectors: dict[str, Tensor] = {}
         self.proved: dict[str, _Proved] = {}
 
     def read(self, scene: Scene) -> Iterable[Reading]:
-        """The norms of this moment, and the logarithm of their product over the watched layers."""
-        product = 0.0
+        """The norms of this moment, and the logarithm of their product with the factors of everything else."""
+        product = sum(f.calls * _log(_norm(f)) for f in self._others)
         for layer in self._layers:
             norm = self._iterate(layer, scene)
-            product += math.log(norm) if norm > 0 else -math.inf if norm == 0 else math.nan
+            product += self._calls.get(layer.name, 1) * _log(norm)
             yield Reading("norm", norm, "estimate", layer.name, note="power iteration, from below")
             known = self.proved.get(layer.name)
             if known is not None:
@@ -69,7 +74,7 @@ class LayerNorms:
                 yield Reading("norm_upper", sum_up([known.upper, moved]), "computed", layer.name, note=known.note)
         if self._unknown:
             product = math.inf if not math.isnan(product) else product
-        note = f"no finite product: {self._unknown}" if self._unknown else "dense layers and convolutions only"
+        note = f"no finite product: {self._unknown}" if self._unknown else ""
         yield Reading("log_product", product, "estimate", note=note)
 
     @torch.no_grad()
@@ -95,6 +100,20 @@ class LayerNorms:
             vector = back / back_length if back_length > 0 else vector
         self._vectors[layer.name] = vector
         return norm
+
+
+def _log(norm: float) -> float:
+    return math.log(norm) if norm > 0 else -math.inf if norm == 0 else math.nan
+
+
+def _norm(factor: Factor) -> float:
+    """Of a factor that is not followed by iteration: a normalization's scale, a function's constant."""
+    if factor.operator is None:
+        return factor.constant
+    with torch.no_grad():
+        snapshot = factor.operator.snapshot()
+        finite = all(bool(part.isfinite().all()) for part in snapshot)
+        return factor.operator.expand(snapshot).norm if finite else math.nan
 
 
 class NormProofs:
