@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -24,6 +25,10 @@ from lipscope.dynamics.quantities.scene import Scene, Subject
 from lipscope.dynamics.template import Template, disagreement
 from lipscope.dynamics.view import View
 from lipscope.network.load.torch_module import double_copy
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Using padding='same' with even kernel lengths"
+)  # torch says it once a process
 
 
 def view_of(model: nn.Module, shape: tuple[int, ...]) -> tuple[View, list[WatchedLayer]]:
@@ -72,7 +77,6 @@ CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_norms_against_the_unrolled_operator(name: str) -> None:
     make, shape = CONVOLUTIONS[name]
@@ -293,3 +297,10 @@ def test_the_product_has_normalizations_functions_and_every_call_in_it() -> None
     for _ in range(50):
         found = {r.name: r for r in followed.read(scene_of(view, layers, inputs))}
     assert found["log_product"].value == pytest.approx(log_product(factors), abs=1e-4)
+
+
+def test_without_a_chain_of_factors_there_is_no_product() -> None:
+    view, layers = view_of(nn.Sequential(nn.Linear(4, 3)), (4,))
+    followed = LayerNorms(layers, unknown="several outputs")
+    found = {r.name: r for r in followed.read(scene_of(view, layers, torch.zeros(1, 4)))}
+    assert found["log_product"].value == math.inf and "several outputs" in found["log_product"].note

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lipscope.claims.errors import ModelError
-from lipscope.dynamics.factors import Factor, list_factors
+from lipscope.dynamics.factors import list_factors
 from lipscope.dynamics.quantities.batch_noise import BatchNoise
 from lipscope.dynamics.quantities.identity_terms import IdentityTerms
 from lipscope.dynamics.quantities.layer_norms import LayerNorms, NormProofs
@@ -38,16 +38,17 @@ class Parts:
     upper: Upper = field(default_factory=Upper)
 
     def __post_init__(self) -> None:
-        self.followed = LayerNorms(self.subject.layers, self._factors())
+        self.followed = self._follow()
 
-    def _factors(self) -> Sequence[Factor]:
-        """Of the product of norms; none where the calls form no chain of factors."""
-        if self.tracker is not None:
-            return self.tracker.factors
+    def _follow(self) -> LayerNorms:
+        """Where the calls form no chain of factors (several outputs, calls that cannot be followed) no product is known."""
         try:
-            return list_factors(self.subject.view.live, self.subject.inputs)
-        except ModelError:
-            return ()  # several outputs, or calls that cannot be followed
+            factors = (
+                self.tracker.factors if self.tracker else list_factors(self.subject.view.live, self.subject.inputs)
+            )
+        except ModelError as reason:
+            return LayerNorms(self.subject.layers, unknown=str(reason))
+        return LayerNorms(self.subject.layers, factors)
 
 
 @dataclass(frozen=True)

@@ -49,12 +49,12 @@ class LayerNorms:
 
     name = "layer-norms"
 
-    def __init__(self, layers: list[WatchedLayer], factors: Sequence[Factor] = ()) -> None:
+    def __init__(self, layers: list[WatchedLayer], factors: Sequence[Factor] = (), unknown: str = "") -> None:
         self._layers = layers
         watched = {layer.name for layer in layers}
         self._calls = {f.name: f.calls for f in factors}
         self._others = [f for f in factors if f.name not in watched]
-        self._unknown = "; ".join(f"{f.name!r}: {f.reason}" for f in factors if f.reason)
+        self._unknown = unknown or "; ".join(f"{f.name!r}: {f.reason}" for f in factors if f.reason)
         self._vectors: dict[str, Tensor] = {}
         self.proved: dict[str, _Proved] = {}
 
