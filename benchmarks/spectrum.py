@@ -85,7 +85,7 @@ def passes(model: nn.Module, pool: list[Tensor], count: int) -> None:
 
 
 def one_map(name: str, model: nn.Module, scale: float, rounds: int, batch: int) -> dict[str, object]:
-    """A whole map, its forward passes alone, and a sample of a tenth of the passes, in turns."""
+    """A whole map, its forward passes alone, and a sample of less than a tenth of the passes, in turns."""
     count = max(batch, int(256 * scale))
     x, y = torch.rand(count, 3, 32, 32), torch.randint(10, (count,))
     distinct = max(12, int(514 * scale))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import lipcheck
-from lipscope.bounds.auto import best, candidates, hinted, methods
+from lipscope.bounds.auto import best, gathered, hinted, methods
 from lipscope.bounds.local.narrowing import affordable
 from lipscope.bounds.lower import lower_bound
 from lipscope.bounds.method import Candidate, Effort
@@ -256,16 +256,8 @@ def _remarks(result: Result) -> tuple[str, ...]:
 
 
 def _search(problem: Problem, method: str, effort: Effort, budget: float) -> Result:
-    found, stopped = list[Candidate](), False
-    try:
-        for candidate in candidates(problem, effort, method):
-            found.append(candidate)
-    except KeyboardInterrupt:
-        if best(found) is None:
-            raise
-        stopped = True
+    found, stopped = gathered(problem, effort, method)
     winner = best(found)
-    stopped = stopped or any(c.interrupted for c in found)
     unbounded = prove_unbounded(problem) if winner is None else None
     share = budget * LOWER_SHARE
     search = replace(effort, deadline=time.monotonic() + (0.2 if stopped else share))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import lipscope.bounds.auto as auto
 import lipscope.frequency.band_bounds as bands_module
 import lipscope.frequency.spectrum as module
 from frequency.cases import loaded, noise, seeded
@@ -71,13 +72,13 @@ def test_every_stage_keeps_what_it_reached(stage: str, tmp_path: Path, monkeypat
 
 
 def test_methods_that_were_stopped_stop_the_bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = bands_module.candidates
+    real = auto.candidates
 
     def stopped(*arguments: Any) -> Any:
         for candidate in real(*arguments):
             yield replace(candidate, interrupted=True)
 
-    monkeypatch.setattr(bands_module, "candidates", stopped)
+    monkeypatch.setattr(auto, "candidates", stopped)
     found = small()
     assert found.interrupted and found.bounds is not None and found.layers == ()
     assert all(result is found.bounds.total for result in found.bounds.bands)
@@ -86,9 +87,9 @@ def test_methods_that_were_stopped_stop_the_bands(monkeypatch: pytest.MonkeyPatc
         yield next(iter(real(*arguments)))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bands_module, "candidates", first_only)
+    monkeypatch.setattr(auto, "candidates", first_only)
     assert small().bounds is not None
-    monkeypatch.setattr(bands_module, "candidates", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(auto, "candidates", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert small().bounds is None
 
 

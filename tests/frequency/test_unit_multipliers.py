@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import lipscope.bounds.auto as auto
 import lipscope.bounds.quadratic.method as quadratic
 import lipscope.frequency.band_bounds as module
 import lipscope.frequency.unit_multipliers as own
@@ -121,7 +122,7 @@ def test_parts_that_cannot_be_moved_leave_the_plain_bound(reason: str, monkeypat
 def test_time_left_over_goes_to_bands_that_had_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, layout = loaded(seeded(lambda: nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3))), (8,))
     monkeypatch.setattr(
-        module,
+        auto,
         "candidates",
         lambda problem, effort, _: (method.run(problem, effort) for method in (Product(), LipSDP())),
     )

@@ -93,6 +93,23 @@ def _portion(effort: Effort, name: str, method: Method) -> Effort:
     return replace(effort, deadline=now + (effort.deadline - now) * share)
 
 
+def gathered(problem: Problem, effort: Effort, name: str = "auto") -> tuple[list[Candidate], bool]:
+    """All `candidates`, and whether the user stopped them.
+
+    Raises:
+        KeyboardInterrupt: stopped before there was a bound.
+    """
+    found: list[Candidate] = []
+    try:
+        for candidate in candidates(problem, effort, name):
+            found.append(candidate)
+    except KeyboardInterrupt:
+        if best(found) is None:
+            raise
+        return found, True
+    return found, any(c.interrupted for c in found)
+
+
 def best(found: list[Candidate]) -> Candidate | None:
     """The candidate with the smallest bound; a deterministic proof wins over a random one at equal value."""
     valued = [c for c in found if c.value is not None]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from lipscope.bounds.auto import METHODS, best, candidates
+from lipscope.bounds.auto import METHODS, best, gathered
 from lipscope.bounds.method import Candidate, Effort, LayerRow, Proof, Step
 from lipscope.bounds.problem import NoBound, Problem, pose
 from lipscope.bounds.product import with_room
@@ -119,8 +119,8 @@ def prove_band_bounds(
     began = time.monotonic()
     problem = pose(graph, Claim())
     effort = Effort(deadline=began + budget / 2, failure=FAILURE, progress=progress)
-    found, stopped = _searched(problem, effort, method)
-    total = _result(problem, found, began, agreement, dtype)
+    found, stopped = gathered(problem, effort, method)
+    total = _result(problem, tuple(found), began, agreement, dtype)
     results = [_smaller(None, total, began, agreement, dtype)] * bands.count
     late = list(range(bands.count))
     try:
@@ -140,19 +140,6 @@ def prove_band_bounds(
     except KeyboardInterrupt:
         stopped = True
     return BandBounds(total, tuple(results), stopped)
-
-
-def _searched(problem: Problem, effort: Effort, method: str) -> tuple[tuple[Candidate, ...], bool]:
-    """What the methods came to about the plain network, and whether the user stopped them."""
-    found: list[Candidate] = []
-    try:
-        for candidate in candidates(problem, effort, method):
-            found.append(candidate)
-    except KeyboardInterrupt:
-        if best(found) is None:
-            raise
-        return tuple(found), True
-    return tuple(found), any(c.interrupted for c in found)
 
 
 def _result(
