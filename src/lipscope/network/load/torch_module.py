@@ -40,7 +40,7 @@ def evaluation_mode(module: nn.Module) -> None:
     """Raise `ModelError` if the module, or a layer in it that may behave differently, is in train mode."""
     if module.training:
         raise ModelError(
-            f"expected a model in eval mode, got {type(module).__name__} in train mode; call model.eval() first"
+            f"expected a model in eval mode, got {type(module).__name__} in train mode; call model.eval() first (a factory: before it returns the model)"
         )
     names = [
         name
