@@ -18,14 +18,16 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 from flint import fmpq, fmpq_mat
 
-from lipcheck.branch_cells import Leaf, Pieces, holds, leaf, semidefinite
-from lipcheck.branch_network import Row, Split, exact, longest
+from lipcheck.branch_cells import Leaf, Pieces, holds, leaf, nearest
+from lipcheck.branch_network import Row, Split, longest
 from lipcheck.branch_rows import prove_rows
 from lipcheck.bundle import integer
 from lipcheck.errors import Rejected
-from lipcheck.rounding import Floats
+from lipcheck.quadratic import semidefinite
+from lipcheck.rounding import Floats, U
 
 MOST_NODES = 100_000
 """Entries of a tree."""
@@ -105,7 +107,13 @@ def _spectral(matrix: list[Row], t: float) -> bool:
     square = _exact(t) * _exact(t)
     if all(v == 0 for row in form for v in row):
         return True
-    return semidefinite([[(square if i == j else 0) - v for j, v in enumerate(r)] for i, r in enumerate(form)])
+    return _semidefinite([[(square if i == j else 0) - v for j, v in enumerate(r)] for i, r in enumerate(form)])
+
+
+def _semidefinite(matrix: list[Row]) -> bool:
+    """Whether a symmetric matrix of rationals is proved positive semidefinite, from its nearest floats."""
+    floats = nearest(matrix, len(matrix))
+    return floats is not None and semidefinite(floats, 2 * U * np.abs(floats))
 
 
 def prove_multipliers(found: Leaf, values: Floats, t: float) -> None:
@@ -118,7 +126,7 @@ def prove_multipliers(found: Leaf, values: Floats, t: float) -> None:
         raise Rejected("expected positive multipliers in a cell")
     square = _exact(t) * _exact(t)
     inputs = range(found.inputs)
-    if not holds(found, inputs, found.live, found.output, [square] * found.inputs, exact(values)):
+    if not holds(found, inputs, found.live, found.output, [square] * found.inputs, values):
         raise Rejected(f"the multipliers of a cell do not prove {t!r}")
 
 

@@ -1,6 +1,6 @@
 """The cells of rule `branch`: what units read inside one, and the quadratic inequality of its open units.
 
-All of this is rational arithmetic; only the definiteness of a matrix is proved by a Cholesky factorisation of its nearest floats.
+The rows are rational arithmetic; a matrix is assembled from their nearest floats, and its definiteness proved by a Cholesky factorisation.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 from flint import fmpq, fmpq_mat
 
 from lipcheck.branch_network import Row, Split
-from lipcheck.rounding import U, gamma, up
+from lipcheck.quadratic import semidefinite
+from lipcheck.rounding import Floats, gamma
 
-LARGEST = fmpq(10**100)
-SMALLEST = 1 / LARGEST
-"""Entries of a matrix that is rounded are 0 or between these in absolute value."""
+LARGEST, SMALLEST = 1e100, 1e-100
+"""Numbers that are rounded are 0 or between these in absolute value."""
 
 Pieces = tuple[tuple[int, int], ...]
 """For every unit its first and last piece."""
@@ -109,12 +109,28 @@ def _rows(parts: Mapping[int, fmpq_mat], offset: fmpq_mat, blocks: Sequence[fmpq
     return rows
 
 
+def nearest(rows: Sequence[Row], width: int) -> Floats | None:
+    """The nearest floats (a quotient of two integers is rounded correctly); None if one is out of range."""
+    try:
+        found = np.array([[int(v.p) / int(v.q) if v else 0.0 for v in row] for row in rows]).reshape(len(rows), width)
+    except OverflowError:
+        return None
+    sizes = np.abs(found)
+    in_range = ((sizes >= SMALLEST) & (sizes <= LARGEST)) | np.array([[not v for v in row] for row in rows]).reshape(
+        sizes.shape
+    )
+    return found if in_range.all() else None
+
+
 def holds(
-    found: Leaf, inputs: Sequence[int], units: Sequence[int], output: Sequence[Row], diagonal: Row, weights: Row
+    found: Leaf, inputs: Sequence[int], units: Sequence[int], output: Sequence[Row], diagonal: Row, weights: Floats
 ) -> bool:
     """Whether `sum_i d_i x_i^2 + sum_j 2 l_j (u_j - a_j v_j)(u_j - b_j v_j) - |output|^2` is proved positive semidefinite.
 
     For all slopes in [a_j, b_j] the second sum is not positive along any difference, so `|output|^2 <= sum_i d_i x_i^2` there.
+
+    Rows, slopes and d are rounded once to floats, the matrix is assembled from them. An entry is a sum of at most `units + output + 4` products of
+    at most six factors, so that it is off by at most gamma_k times the same sum of absolute values, k = units + output + 24.
 
     Args:
         found: the leaf.
@@ -125,51 +141,24 @@ def holds(
         weights: l > 0.
     """
     places = [*inputs, *(found.columns[u] for u in units)]
-    size, first = len(places), len(inputs)
-    targets = fmpq_mat([[row[p] for p in places] for row in output])
-    reads = fmpq_mat([[found.rows[u][p] for p in places] for u in units])
-    slopes = [found.slopes(u) for u in units]
-    outer = fmpq_mat([[2 * w * a * b * v for v in row] for w, (a, b), row in zip(weights, slopes, reads.tolist(), strict=True)])  # fmt: skip
-    form = (reads.transpose() * outer - targets.transpose() * targets).tolist()
-    for i, d in enumerate(diagonal):
-        form[i][i] = form[i][i] + d
-    for k, (w, (a, b), row) in enumerate(zip(weights, slopes, reads.tolist(), strict=True)):
-        own = first + k
-        form[own][own] = form[own][own] + 2 * w
-        for j in range(size):
-            if row[j] != 0:
-                cross = w * (a + b) * row[j]
-                form[own][j] = form[own][j] - cross
-                form[j][own] = form[j][own] - cross
-    return semidefinite(form)
-
-
-def semidefinite(matrix: list[Row]) -> bool:
-    """Whether a symmetric matrix of rationals is proved positive semidefinite.
-
-    Its nearest floats are off by at most u each, relatively. After an exact congruence by powers of two that brings the diagonal
-    near 1, Cholesky of the floats minus c I running to completion proves it, if c is at least the largest row sum of these errors
-    and `gamma_{n+1}/(1 - gamma_{n+1})` of the trace (Rump, BIT 46, 2006).
-    """
-    n = len(matrix)
-    floats = np.empty((n, n))
-    for i, row in enumerate(matrix):
-        for j, v in enumerate(row):
-            if v != 0 and not SMALLEST <= abs(v) <= LARGEST:
-                return False
-            floats[i, j] = int(v.p) / int(v.q)
-    diagonal = np.diagonal(floats)
-    if not (diagonal > 0).all():
+    ends = nearest([list(found.slopes(u)) for u in units], 2)
+    reads = nearest([[found.rows[u][p] for p in places] for u in units], len(places))
+    targets = nearest([[row[p] for p in places] for row in output], len(places))
+    squares = nearest([diagonal], len(inputs))
+    if ends is None or reads is None or targets is None or squares is None or weights.min(initial=1.0) < SMALLEST:
         return False
-    half = np.frexp(diagonal)[1] // 2
-    scaled = np.ldexp(floats, -(half[:, None] + half[None, :]))
-    g = gamma(n + 4)
-    c = up(
-        (2 * U * float(np.abs(scaled).sum(axis=1).max()) + 2 * g * float(np.diagonal(scaled).sum())) * (1 + 1e-9)
-        + 8 * U
-    )
-    scaled[np.arange(n), np.arange(n)] -= c
-    try:
-        return bool((np.diagonal(scaled) > 0).all() and np.isfinite(np.linalg.cholesky(scaled)).all())
-    except np.linalg.LinAlgError:
-        return False
+    form = _form(reads, targets, ends, squares[0], weights, -1.0)
+    size = _form(np.abs(reads), np.abs(targets), np.abs(ends), squares[0], weights, 1.0)
+    return semidefinite((form + form.T) / 2, 2 * gamma(len(units) + len(output) + 24) * (size + size.T) / 2)
+
+
+def _form(reads: Floats, targets: Floats, ends: Floats, squares: Floats, weights: Floats, sign: float) -> Floats:
+    """The matrix of `holds`, with a sign at what is subtracted."""
+    first, low, high = len(squares), ends[:, 0], ends[:, 1]
+    form: Floats = reads.T @ ((2 * weights * low * high)[:, None] * reads) + sign * (targets.T @ targets)
+    cross = sign * (weights * (low + high))[:, None] * reads
+    form[first:] += cross
+    form[:, first:] += cross.T
+    index = np.arange(len(form))
+    form[index, index] += np.concatenate([squares, 2 * weights])
+    return form

@@ -63,7 +63,8 @@ def _prove_row(found: Leaf, norm: str, t: float, k: int, take: Take) -> None:
     units = found.live_between(every, [found.output[k]]) if norm == "linf" else found.live_between([k], found.output)
     if not units:
         raise Rejected(f"row {k} of a cell has no live units, so that it needs no multipliers")
-    weights = _positive(take(len(units)))
+    weights = take(len(units))
+    _positive(weights)
     if norm == "linf":
         output = [found.output[k]]
         inputs = [i for i in every if any(row[i] != 0 for row in (*(found.rows[u] for u in units), *output))]

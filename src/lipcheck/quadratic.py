@@ -181,12 +181,12 @@ def _eliminate(
         candidate = rest + np.diag(room * weights)
         trial = matrix.copy()
         trial[:width, :width] += candidate
-        if _semidefinite(trial, error + 4 * U * (np.abs(trial) + np.pad(np.abs(candidate), (0, len(values))))):
+        if semidefinite(trial, error + 4 * U * (np.abs(trial) + np.pad(np.abs(candidate), (0, len(values))))):
             return candidate, later
     raise Rejected(f"the quadratic inequality of node {layer.node} is not proved")
 
 
-def _semidefinite(matrix: Floats, error: Floats) -> bool:
+def semidefinite(matrix: Floats, error: Floats) -> bool:
     """Whether every symmetric matrix that differs from `matrix` by at most `error`, entrywise, is positive semidefinite."""
     diagonal = np.diagonal(matrix)
     if not np.isfinite(matrix).all() or not (diagonal >= SMALLEST_DIAGONAL).all():
@@ -216,4 +216,4 @@ def _below(form: Floats, square: float) -> bool:
     matrix = -form
     index = np.arange(len(form))
     matrix[index, index] += square
-    return _semidefinite(matrix, 2 * U * (np.abs(form) + square * np.eye(len(form))))
+    return semidefinite(matrix, 2 * U * (np.abs(form) + square * np.eye(len(form))))

@@ -21,7 +21,7 @@ import numpy as np
 from lipcheck.bundle import Bundle, keys
 from lipcheck.errors import Rejected
 from lipcheck.nodes import Network
-from lipcheck.quadratic import _semidefinite, eliminated
+from lipcheck.quadratic import eliminated, semidefinite
 from lipcheck.rounding import Floats, U, gamma, up
 from lipcheck.segments import Slopes
 from lipcheck.units import Form, Part
@@ -85,7 +85,7 @@ def _row(part: Part, k: int, q: Floats, values: list[Floats]) -> float:
         matrix = -form
         index = np.arange(len(form))
         matrix[index, index] += q
-        if not _semidefinite(matrix, 2 * U * (np.abs(form) + np.diag(q))):
+        if not semidefinite(matrix, 2 * U * (np.abs(form) + np.diag(q))):
             raise Rejected(f"the weights of row {k} are not proved")
     return up(float(q.sum()) * (1 + 4 * gamma(len(q) + 2)))
 

@@ -28,7 +28,7 @@ from lipcheck.bundle import Bundle, integer, keys
 from lipcheck.errors import Rejected
 from lipcheck.grid import _roots
 from lipcheck.nodes import Network
-from lipcheck.quadratic import _semidefinite
+from lipcheck.quadratic import semidefinite
 from lipcheck.rounding import Floats, gamma
 from lipcheck.segments import Slopes
 from lipcheck.torus_walk import Read, TorusWalk
@@ -163,5 +163,5 @@ class _Matrices:
             m = self._matrix(frequency)
             real = np.block([[m.real, -m.imag], [m.imag, m.real]])
             real = (real + real.T) / 2
-            if not _semidefinite(real, error):
+            if not semidefinite(real, error):
                 raise Rejected(f"the quadratic inequality at frequency {frequency} is not proved")

@@ -25,6 +25,7 @@ from lipscope.bounds.branch.search import Search, certificate
 from lipscope.bounds.branch.skeleton import skeleton
 from lipscope.bounds.method import Effort
 from lipscope.bounds.problem import pose
+from lipscope.bounds.quadratic.sum_search import Point
 from lipscope.claims.claim import Claim
 from lipscope.claims.regions import Ball, Box, Everywhere, Region
 
@@ -140,8 +141,8 @@ def test_numbers_that_are_too_small_are_not_proved(norm: str, monkeypatch: pytes
     intervals, plain = entrywise_sums(forms, norm), rows.search
     assert bounded(forms, norm).bound < max(intervals)
     for change in (
-        lambda q, p, v: (q * 0.99, p, v), lambda q, p, v: (q, p * 0.99, v), lambda q, p, v: (q, p, v * np.where(np.arange(len(v)) == 0, 1e-9, 1.0)),
-        lambda q, p, v: (q, p, -v), lambda q, p, v: (q * np.nan, p, v),
+        lambda q, p, v, _: Point(q * 0.99, p, v), lambda q, p, v, _: Point(q, p * 0.99, v), lambda q, p, v, _: Point(q, p, v * np.where(np.arange(len(v)) == 0, 1e-9, 1.0)),
+        lambda q, p, v, _: Point(q, p, -v), lambda q, p, v, _: Point(q * np.nan, p, v),
     ):  # fmt: skip
         monkeypatch.setattr(rows, "search", lambda *a, change=change: [change(*point) for point in plain(*a)[-1:]])
         found = bounded(forms, norm)

@@ -267,7 +267,7 @@ def _by_hand(weight: np.ndarray, bias: np.ndarray) -> rule.Split:
 
 def test_definiteness_is_not_granted_to_singular_matrices_below_zero() -> None:
     one, tiny = fmpq(1), fmpq(1, 2**60)
-    assert rule.semidefinite([[one, fmpq(0)], [fmpq(0), one]])
-    assert not rule.semidefinite([[one, one], [one, one - tiny]])
-    assert not rule.semidefinite([[one, one + tiny], [one + tiny, one]])
-    assert not rule.semidefinite([[-one]])
+    assert rule._semidefinite([[one, fmpq(0)], [fmpq(0), one]])
+    assert not rule._semidefinite([[one, one], [one, one - tiny]])
+    assert not rule._semidefinite([[one, one + tiny], [one + tiny, one]])
+    assert not rule._semidefinite([[-one]])

@@ -47,7 +47,7 @@ def written(norm: str, planted: bool = False) -> Path:
         patched.setattr(workers, "PATIENCE", np.inf)
         if planted:
             plain = rows.search
-            patched.setattr(rows, "search", lambda *a: [(q * 0.97, p, v) for q, p, v in plain(a[0], FOREVER)])
+            patched.setattr(rows, "search", lambda *a: [p._replace(q=p.q * 0.97) for p in plain(a[0], FOREVER)])
             patched.setattr(rows, "quadratic_holds", lambda *a: True)
         budget = 0.01 if planted else 60
         result = bound(load(network(), input_shape=(4,)), norm, method="branch", budget=budget, check=False)

@@ -25,6 +25,42 @@ STEPS = 60
 GROWTH = 20.0
 
 
+FAR = 1 / 3
+"""The relative gap to which a start is centred of which nothing is known."""
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A strictly feasible point.
+
+    Attributes:
+        rho: the square of the bound.
+        values: multipliers, > 0.
+        gap: about how far, relatively, rho is above the optimum, if the point is a centre.
+    """
+
+    rho: float
+    values: Matrix
+    gap: float = FAR
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """When the search may stop.
+
+    Attributes:
+        deadline: `time.monotonic()` at which it stops.
+        enough: a rho that needs no improvement.
+        tolerance: relative gap of rho at which it stops.
+        coarse: the same where `enough` is out of reach.
+    """
+
+    deadline: float
+    enough: float
+    tolerance: float
+    coarse: float
+
+
 @dataclass(eq=False)
 class Barrier:
     """The inequality of a cell in scaled variables.
@@ -112,32 +148,28 @@ def _newton(gradient: Matrix, hessian: Matrix) -> Matrix:
     raise LinAlgError("the Hessian is not definite")
 
 
-def descend(
-    reads: Matrix, output: Matrix, slopes: Matrix, rho: float, values: Matrix, tolerance: float, enough: float, deadline: float
-) -> list[tuple[float, Matrix]]:  # fmt: skip
-    """Strictly feasible pairs of rho and multipliers, each better than the one before.
+def descend(reads: Matrix, output: Matrix, slopes: Matrix, start: Start, wanted: Wanted) -> list[Start]:
+    """Strictly feasible pairs of rho and multipliers, each better than the one before, with the gap that is left at each.
 
     Args:
         reads: w_j by (x, units), one row a unit.
         output: F.
         slopes: (units, 2).
-        rho: of a strictly feasible start.
-        values: its multipliers, > 0.
-        tolerance: relative gap of rho at which to stop.
-        enough: a rho that needs no improvement.
-        deadline: `time.monotonic()` at which to stop.
+        start: strictly feasible.
+        wanted: when to stop.
     """
+    rho, values = start.rho, start.values
     root, inputs = np.sqrt(values / rho), reads.shape[1] - len(values)
     columns = np.concatenate([np.ones(inputs), 1 / root])
     barrier = Barrier(reads * root[:, None] * columns, output * columns / np.sqrt(rho), slopes)
     now, own = 1.0, np.ones(len(values))
     factor = barrier.factor(now, own)
     size = reads.shape[1] + (len(values) if barrier.guarded else 0)
-    weight, found = 3.0 * size, list[tuple[float, Matrix]]()
+    weight, found = size / start.gap, list[Start]()
     while factor is not None:
         centred = False
         for _ in range(STEPS):
-            if time.monotonic() > deadline:
+            if time.monotonic() > wanted.deadline:
                 break
             gradient, step = barrier.step(factor, own, weight)
             slope = float(gradient @ step)
@@ -156,8 +188,10 @@ def descend(
                 break
             assert trial is not None
             now, own, factor = now + length * step[0], own + length * step[1:], trial
-        found.append((now * rho, own * root**2 * rho))
-        if not centred or size / weight < tolerance * now or now * rho <= enough:
+        gap = size / weight / now
+        found.append(Start(now * rho, own * root**2 * rho, gap))
+        hopeless = gap < wanted.coarse and now * rho * (1 - gap) > wanted.enough
+        if not centred or gap < wanted.tolerance or now * rho <= wanted.enough or hopeless:
             break
         weight *= GROWTH
     return found

@@ -5,32 +5,27 @@ almost everywhere, unless v is the threshold identically (such points are sent b
 inequalities `a_i x + b_i > 0`. If multipliers `m_i >= 0`, not all 0, make `sum m_i (a_i x + b_i) <= 0` on the whole domain,
 no point satisfies them all (the easy half of Farkas' lemma), and the cell may be dropped.
 
-A linear program looks for the point that satisfies them best; where there is none its dual values are the multipliers.
-They are rounded to integers, or, where the inequalities leave no room (parallel or concurrent hyperplanes), found again
-in rational arithmetic from the constraints that are active. Whether they prove it is decided exactly.
+`nearest` looks for a point; where there is none it has the multipliers, in float64. They are rounded to integers, or, where the
+inequalities leave no room (parallel or concurrent hyperplanes), found again in rational arithmetic from the constraints that are active.
+Whether they prove it is decided exactly.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from flint import fmpq, fmpq_mat
-from scipy.optimize import linprog
 
 from lipscope.bounds.branch.exact import Matrix, OutOfRange, Row, nearest_rows
 from lipscope.bounds.branch.forms import Forms
+from lipscope.bounds.branch.nearest import place
 from lipscope.bounds.branch.region import Domain
+from lipscope.bounds.branch.skeleton import Cell
 
 Key = tuple[int, str]
 """A unit and a side, `above` or `below`."""
-
-ROOM = 1e-6
-"""A point that satisfies all inequalities (scaled to length 1) by this much is believed."""
-
-CUTS = 40
-"""Rounds in which a Euclidean ball is approximated by half-spaces."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +52,14 @@ class Answer:
     conflict: list[Key] = field(default_factory=list)
 
 
-def inequalities(forms: Forms) -> list[Inequality]:
-    """Those of the cell's units that are affine in x, as far as they are more than `0 >= 0`."""
-    skeleton, cell = forms.skeleton, forms.cell
+def inequalities(forms: Forms, cell: Cell | None = None) -> list[Inequality]:
+    """Those of the cell's units that are affine in x, as far as they are more than `0 >= 0`.
+
+    Args:
+        forms: of the cell, or of one around it, where units of the cell may be affine that are not there.
+        cell: None for that of the forms.
+    """
+    skeleton, cell = forms.skeleton, cell or forms.cell
     found = []
     for unit, row in enumerate(forms.rows):
         low, high, root = cell.low[unit], cell.high[unit], skeleton.root
@@ -78,86 +78,37 @@ def inequalities(forms: Forms) -> list[Inequality]:
 
 def solve(domain: Domain, rows: list[Inequality]) -> Answer:
     """Whether all inequalities hold somewhere in the domain."""
+    moving, still = list[Inequality](), list[Inequality]()
+    for row in rows:
+        (moving if any(a != 0 for a in row.slope) else still).append(row)
+    for row in still:
+        if row.offset <= 0:
+            return Answer(proof={row.key: 1}, conflict=[row.key])
+    if not moving:
+        return Answer(point=domain.middle())
+    try:
+        slopes = nearest_rows([row.slope for row in moving], len(domain.free))
+        values = nearest_rows([domain.values([(row.slope, row.offset) for row in moving])], len(moving))[0]
+    except OutOfRange:
+        return _alone(domain, moving)
+    found = place(domain, slopes, values)
+    if found is not None and found.inner:
+        return Answer(point=found.point)
+    alone = _alone(domain, moving)
+    if alone.proof is not None or found is None or not found.multipliers.max() > 0:
+        return replace(alone, point=None if found is None else found.point)
+    weights = found.multipliers
+    proof = _rounded(domain, moving, weights) or _solved(domain, moving, weights, found.loose)
+    conflict = [row.key for row, w in zip(moving, weights, strict=True) if w > 1e-9 * weights.max()]
+    return Answer(proof=proof, point=found.point, conflict=conflict)
+
+
+def _alone(domain: Domain, rows: list[Inequality]) -> Answer:
+    """Whether one of the inequalities holds nowhere."""
     for row in rows:
         if domain.nonpositive(row.slope, row.offset):
             return Answer(proof={row.key: 1}, conflict=[row.key])
-    if not rows:
-        return Answer(point=domain.middle())
-    try:
-        matrix = nearest_rows([[*row.slope, row.offset] for row in rows], len(domain.free) + 1)
-    except OutOfRange:
-        return Answer()
-    program = _Program(domain, matrix[:, :-1], matrix[:, -1])
-    for _ in range(CUTS if domain.kind == "l2" else 1):
-        if not program.solve():
-            return Answer()
-        if program.room > ROOM and program.inside():
-            return Answer(point=program.point)
-        if program.room <= ROOM:
-            weights = program.multipliers
-            proof = _rounded(domain, rows, weights) or _solved(domain, rows, weights, program.loose)
-            if proof is not None or program.inside():
-                conflict = [row.key for row, w in zip(rows, weights, strict=True) if w > 1e-9 * weights.max()]
-                return Answer(proof=proof, point=program.point if program.inside() else None, conflict=conflict)
-        program.cut()
     return Answer()
-
-
-class _Program:
-    """`max t` with `(a_i x + b_i)/|a_i| >= t`, x in the domain, t <= 1."""
-
-    def __init__(self, domain: Domain, slopes: Matrix, offsets: Matrix) -> None:
-        self.domain = domain
-        self.scale = np.maximum(np.linalg.norm(slopes, axis=1), 1e-300)
-        self.slopes, self.offsets = slopes / self.scale[:, None], offsets / self.scale
-        self.cuts: list[tuple[Matrix, float]] = []
-
-    def solve(self) -> bool:
-        """One linear program; False if it has no answer."""
-        count, size = self.slopes.shape
-        extra = size if self.domain.kind == "l1" else 0
-        rows = [np.hstack([-self.slopes, np.zeros((count, extra)), np.ones((count, 1))])]
-        sides = [self.offsets]
-        if extra:
-            eye, one = np.eye(size), np.zeros((size, 1))
-            center = self.domain.middle()
-            rows += [np.hstack([eye, -eye, one]), np.hstack([-eye, -eye, one])]
-            rows.append(np.hstack([np.zeros((1, size)), np.ones((1, size)), np.zeros((1, 1))]))
-            sides += [center, -center, np.array([float(self.domain.second[0])])]
-        for normal, side in self.cuts:
-            rows.append(np.hstack([normal, np.zeros(extra + 1)])[None])
-            sides.append(np.array([side]))
-        ends = self.domain.ends()
-        limits = np.full((size + extra + 1, 2), [-np.inf, np.inf])
-        if ends is not None and not extra:
-            limits[:size, 0], limits[:size, 1] = ends
-        limits[-1, 1] = 1.0
-        goal = np.zeros(size + extra + 1)
-        goal[-1] = -1.0
-        found = linprog(goal, np.vstack(rows), np.concatenate(sides), bounds=limits, method="highs-ds")
-        if found.status != 0:
-            return False
-        self.point, self.room = found.x[:size], float(found.x[-1])
-        self.multipliers = np.maximum(-found.ineqlin.marginals[:count], 0.0)
-        pull = np.abs(found.lower.marginals[:size]) + np.abs(found.upper.marginals[:size])
-        self.loose = [i for i in range(size) if pull[i] <= 1e-11]
-        self.multipliers = self.multipliers / self.scale
-        return bool(self.multipliers.max() > 0) or self.room > ROOM
-
-    def inside(self) -> bool:
-        """Whether the point lies in the domain, about."""
-        if self.domain.kind != "l2":
-            return True
-        radius = float(self.domain.second[0])
-        return bool(np.linalg.norm(self.point - self.domain.middle()) <= radius * (1 + 1e-7))
-
-    def cut(self) -> None:
-        """The half-space that touches a Euclidean ball towards the point."""
-        center = self.domain.middle()
-        away = self.point - center
-        length = np.linalg.norm(away)
-        normal = away / (length or 1.0)
-        self.cuts.append((normal, float(normal @ center) + float(self.domain.second[0])))
 
 
 def _rounded(domain: Domain, rows: list[Inequality], weights: Matrix) -> dict[Key, int] | None:

@@ -15,17 +15,17 @@ from typing import Literal
 
 import numpy as np
 
-from lipscope.bounds.branch.empty import Key, inequalities, solve
+from lipscope.bounds.branch.empty import Answer, Key, inequalities, solve
 from lipscope.bounds.branch.exact import Matrix, OutOfRange
 from lipscope.bounds.branch.forms import Forms, forms_in
 from lipscope.bounds.branch.leaf import entrywise_sums, spectral_bound
-from lipscope.bounds.branch.multipliers import quadratic
+from lipscope.bounds.branch.multipliers import Centre, quadratic
 from lipscope.bounds.branch.points import Evaluator, operator_norm
 from lipscope.bounds.branch.rows import RowProof, Stakes, row_bounds
 from lipscope.bounds.branch.skeleton import Cell, Skeleton
 from lipscope.claims.norms import Norm
 
-NEARLY = 0.7
+NEARLY = 0.8
 """Points with less than this share of the best gain are no places to climb from."""
 
 Split = tuple[int, int]
@@ -42,6 +42,7 @@ class Finding:
         bound: proved; inf for `nothing`.
         empty: the multipliers of an empty cell.
         values: the multipliers of the live units in l2.
+        centre: where the search on the cell's parts begins in l2.
         intervals: a bound of each row's (l1: column's) sum by intervals.
         rows: what multipliers prove of some rows.
         split: where to split; None where splitting cannot help.
@@ -53,6 +54,7 @@ class Finding:
     bound: float
     empty: dict[Key, int] = field(default_factory=dict)
     values: dict[int, float] = field(default_factory=dict)
+    centre: Centre | None = None
     intervals: tuple[float, ...] = ()
     rows: dict[int, RowProof] = field(default_factory=dict)
     split: Split | None = None
@@ -108,13 +110,14 @@ def _squares(forms: Forms, norm: Norm, task: Task) -> tuple[Finding, Stakes | No
     if not forms.live:
         bound = spectral_bound(forms)
         return None if bound is None else (Finding("norm", bound), None)
-    parent = task.parent
-    inherited = (np.inf, {}) if parent is None else (parent.bound**2, parent.values)
+    inherited = None if task.parent is None else task.parent.centre
     found = quadratic(forms, inherited, task.target**2, task.deadline)
     if found is None:
         return None
     values = dict(zip(forms.live, found.values.tolist(), strict=True))
-    return Finding("quadratic", found.bound, values=values), Stakes(forms.live, found.shares, found.weights)
+    return Finding("quadratic", found.bound, values=values, centre=found.centre), Stakes(
+        forms.live, found.shares, found.weights
+    )
 
 
 def _sums(forms: Forms, norm: Norm, task: Task) -> tuple[Finding, Stakes | None]:
@@ -171,23 +174,22 @@ def _split(forms: Forms, stakes: Stakes, reached: _Reached) -> Split:
     units, shares, weights = stakes.units, stakes.shares, stakes.weights
     guess = {unit: _piece(forms, unit, share) for unit, share in zip(units, shares, strict=True)}
     stake = dict(zip(units, (weights * np.minimum(shares, 1 - shares)).tolist(), strict=True))
-    weight = dict(zip(units, weights.tolist(), strict=True))
-    cell, skeleton = forms.cell, forms.skeleton
-    pattern = cell
-    for layer in skeleton.layers:
-        own = [u for u in layer.units if u in guess]
-        if not own:
-            continue
+    lost = dict(zip(units, (weights * np.maximum(shares, 1 - shares)).tolist(), strict=True))
+    pattern = forms.cell
+    layers = [own for layer in forms.skeleton.layers if (own := [u for u in layer.units if u in guess])]
+    for k, own in enumerate(layers):
         for unit in own:
             pattern = pattern.above(unit, guess[unit] - 1) if guess[unit] > pattern.low[unit] else pattern
             pattern = pattern.below(unit, guess[unit]) if guess[unit] < pattern.high[unit] else pattern
-        answer = solve(skeleton.domain, inequalities(forms_in(skeleton, pattern)))
+        answer = solve(forms.skeleton.domain, inequalities(forms, pattern)) if k == 0 else Answer()
+        if not answer.conflict:  # with what deeper units read in the pattern
+            answer = solve(forms.skeleton.domain, inequalities(forms_in(forms.skeleton, pattern)))
         reached.offer(answer.point)
         if answer.conflict:
             named = [u for u, _ in answer.conflict if u in guess]
-            pool = named or [u for u in units if u < layer.first + len(layer.pieces)]
-            return _threshold(forms, max(pool, key=lambda u: (weight[u], -u)), guess)
-    best = max(units, key=lambda u: (stake[u], weight[u], -u))
+            pool = named or [u for u in units if u <= own[-1]]
+            return _threshold(forms, max(pool, key=lambda u: (lost[u], -u)), guess)
+    best = max(units, key=lambda u: (stake[u], lost[u], -u))
     return _threshold(forms, best, guess)
 
 

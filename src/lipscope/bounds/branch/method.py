@@ -23,6 +23,9 @@ QUICK_SHARE = 0.05
 
 MOST_PROCESSES = 8
 
+ALONG = np.linspace(0.02, 0.98, 25)[:, None]
+"""Where a pair of points is looked at: somewhere between them the Jacobian is at least as large as their quotient."""
+
 
 @dataclass(frozen=True)
 class BranchAndBound(Method):
@@ -61,6 +64,8 @@ class BranchAndBound(Method):
             note = f"not needed: the best bound is within {CLOSE:.0e} of a lower bound"
             return Candidate(self.name, None, time.monotonic() - began, note=note)
         search = Search(skeleton(problem), problem.norm, effort, self._processes(), reached)
+        if witness is not None:
+            search.offer(witness.x + ALONG * (witness.y - witness.x))
         search.run()
         bound, tree, values, leaves = certificate(search.root)
         if not math.isfinite(bound):

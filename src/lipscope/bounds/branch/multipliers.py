@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lipscope.bounds.branch.barrier import descend
+from lipscope.bounds.branch.barrier import Start, Wanted, descend
 from lipscope.bounds.branch.exact import Matrix
 from lipscope.bounds.branch.forms import Forms
 from lipscope.bounds.branch.leaf import quadratic_form, quadratic_holds
@@ -15,11 +15,23 @@ from lipscope.bounds.quadratic.elimination import Infeasible, norm_start, smalle
 from lipscope.bounds.quadratic.stacked import Layer, Stacked
 from lipscope.claims.rounding import sqrt_up
 
-Inherited = tuple[float, dict[int, float]]
-"""A strictly feasible rho (inf if there is none) with its multipliers by unit."""
-
 TOLERANCE = 2e-5
 """Relative gap of rho at which the barrier method stops: what is left is closed by splitting."""
+
+COARSE = 2e-3
+"""The same where the cell will be split anyway."""
+
+WARM = 0.005
+"""The least gap at which a cell's parts begin: a point nearer to the optimum is too near the boundary to be moved."""
+
+
+@dataclass(frozen=True, eq=False)
+class Centre:
+    """A strictly feasible point of a cell, multipliers by unit: it stays feasible on parts of the cell, which are subspaces."""
+
+    rho: float
+    values: dict[int, float]
+    gap: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +46,7 @@ class Quadratic:
         bound: the proved bound.
         shares: between 0 and 1 for each unit, where its slope lies in its range at the worst differences.
         weights: how much is at stake at each unit.
+        centre: where the search on parts of the cell begins, None if nothing but the bound is known.
     """
 
     reads: Matrix
@@ -43,6 +56,7 @@ class Quadratic:
     bound: float
     shares: Matrix
     weights: Matrix
+    centre: Centre
 
 
 def stacked(forms: Forms, units: Sequence[int], reads: Matrix, output: Matrix, slopes: Matrix) -> Stacked:
@@ -62,12 +76,12 @@ def stacked(forms: Forms, units: Sequence[int], reads: Matrix, output: Matrix, s
     return Stacked(inputs, layers, {b: f for b, p in enumerate(places) if (f := output[:, p]).any()})
 
 
-def quadratic(forms: Forms, inherited: Inherited, enough: float, deadline: float) -> Quadratic | None:
+def quadratic(forms: Forms, inherited: Centre | None, enough: float, deadline: float) -> Quadratic | None:
     """Proved multipliers for a cell with live units; None if none are found.
 
     Args:
         forms: the cell.
-        inherited: rho and multipliers of the cell's parent, by unit: still feasible, since a decided unit only leaves a subspace.
+        inherited: where to begin: a centre of the cell's parent.
         enough: a rho that needs no improvement.
         deadline: `time.monotonic()` at which the search stops.
 
@@ -82,31 +96,31 @@ def quadratic(forms: Forms, inherited: Inherited, enough: float, deadline: float
         return None
     small_reads, small_output = _reduced(reads, output)
     try:
-        path = descend(small_reads, small_output, slopes, *start, TOLERANCE, enough, deadline)
+        path = descend(small_reads, small_output, slopes, start, Wanted(deadline, enough, TOLERANCE, COARSE))
     except np.linalg.LinAlgError:
         path = []
-    offers = [*reversed(path[-3:]), start]
-    for rho, values in offers:
+    for offer in [*reversed(path[-3:]), start]:
+        rho, values = offer.rho, offer.values
         if np.isfinite(rho) and quadratic_holds(reads, output, slopes, values, rho):
             shares, weights = stakes(reads, output, slopes, values, rho)
-            return Quadratic(reads, output, slopes, values, sqrt_up(rho), shares, weights)
+            warm = min([p for p in path if p.gap >= WARM], key=lambda p: p.gap, default=start)
+            centre = Centre(warm.rho, dict(zip(live, warm.values.tolist(), strict=True)), warm.gap)
+            return Quadratic(reads, output, slopes, values, sqrt_up(rho), shares, weights, centre)
     return None
 
 
-def _start(
-    forms: Forms, reads: Matrix, output: Matrix, slopes: Matrix, inherited: Inherited
-) -> tuple[float, Matrix] | None:
-    """Strictly feasible rho and multipliers: the parent's, or those of the product of norms."""
-    live, (rho, known) = forms.live, inherited
-    if np.isfinite(rho) and all(u in known for u in live):
-        return rho * 1.02, np.array([known[u] for u in live])
+def _start(forms: Forms, reads: Matrix, output: Matrix, slopes: Matrix, inherited: Centre | None) -> Start | None:
+    """The parent's point, or that of the product of norms."""
+    live = forms.live
+    if inherited is not None and all(u in inherited.values for u in live):
+        return Start(inherited.rho, np.array([inherited.values[u] for u in live]), inherited.gap)
     network = stacked(forms, live, reads, output, slopes).reduced_input()
     try:
         values = norm_start(network)
     except (Infeasible, np.linalg.LinAlgError, ValueError):
         return None
     rho = 1.05 * smallest_rho(network, values)
-    return (rho, values) if np.isfinite(rho) and rho > 0 else None
+    return Start(rho, values) if np.isfinite(rho) and rho > 0 else None
 
 
 def _reduced(reads: Matrix, output: Matrix) -> tuple[Matrix, Matrix]:

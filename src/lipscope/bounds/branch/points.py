@@ -18,7 +18,13 @@ MARGIN = 1e-9
 """Points nearer to a kink, relatively, say nothing: the pattern there may not exist."""
 
 ROUNDS = 60
-"""Steps from one point to better ones, at most."""
+"""Steps from points to better ones, at most."""
+
+WIDTH = 4
+"""Points followed at once."""
+
+PATIENCE = 4
+"""Steps that improve nothing, after which a climb ends: the way to a better cell often leads through worse ones."""
 
 BEYOND = (1e-3, 0.1)
 """How far beyond a kink the next point is, in terms of the way to it."""
@@ -102,18 +108,42 @@ class Evaluator:
         return _through(self.output, jacobians, (count, len(self.output.constant), self.inputs)), arguments, plain
 
     def climb(self, x: Matrix) -> Matrix:
-        """A point of the domain, from x by steps that enlarge the gain: over the kink of one unit, or small ones at random."""
+        """A point of the domain, from x by steps over the kink of one unit, or small ones at random.
+
+        Each step goes to the `WIDTH` best points in cells that were not met before, told apart by their gains.
+        """
         generator = np.random.default_rng(0)
-        best = self.gain(x)
+        points, best, found, in_vain = x[:, None], self.gain(x), x, 0
+        met = {float(f"{best:.9g}")}
         for _ in range(ROUNDS):
             with np.errstate(all="ignore"):  # a unit that hardly moves has its kink out of reach; the gain there is 0
-                trials = self.domain.pulled(np.concatenate([self._crossings(x), self._shaken(x, generator)], axis=1))
-                gains = self.gains(trials)
-            first = int(np.argmax(gains))
-            if not gains[first] > best * (1 + 1e-9):
+                trials = [t for p in points.T for t in (self._crossings(p), self._shaken(p, generator))]
+                tried = self.domain.pulled(np.concatenate(trials, axis=1))
+                gains = self.gains(tried)
+            chosen = self._new(gains, met)
+            if not chosen:
                 break
-            x, best = trials[:, first], float(gains[first])
-        return x
+            points = tried[:, chosen]
+            if gains[chosen[0]] > best * (1 + 1e-9):
+                best, found, in_vain = float(gains[chosen[0]]), points[:, 0], 0
+            elif in_vain == PATIENCE:
+                break
+            else:
+                in_vain += 1
+        return found
+
+    @staticmethod
+    def _new(gains: Matrix, met: set[float]) -> list[int]:
+        """The places of the largest gains that were not met before, which they are from now on."""
+        chosen = []
+        for i in np.argsort(-gains, kind="stable").tolist():
+            gain = float(f"{gains[i]:.9g}")
+            if gain not in met:
+                met.add(gain)
+                chosen.append(i)
+            if len(chosen) == WIDTH:
+                break
+        return chosen
 
     def _crossings(self, x: Matrix) -> Matrix:
         """Points a little beyond every threshold of every unit, as if x stayed in its cell until there."""

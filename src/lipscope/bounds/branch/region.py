@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from flint import fmpq
+from flint import fmpq, fmpq_mat
 
 from lipscope.bounds.branch.exact import Matrix, Row, rational, rationals
 from lipscope.claims.norms import Norm
@@ -61,6 +61,12 @@ class Domain:
             return _sign(middle + radius * max(sizes, default=fmpq(0)))
         square = radius * radius * sum((a * a for a in slope), fmpq(0))
         return 1 if middle > 0 else _sign(square - middle * middle)
+
+    def values(self, rows: Sequence[tuple[Row, fmpq]]) -> Row:
+        """`slope x + offset` of each row (slope, offset) at `middle`, exactly."""
+        middle = rationals(self.middle().tolist())
+        products = fmpq_mat([slope for slope, _ in rows]) * fmpq_mat(len(middle), 1, middle)
+        return [p + offset for p, (_, offset) in zip(products.entries(), rows, strict=True)]
 
     def ends(self) -> tuple[Matrix, Matrix] | None:
         """Float64 ends of a box around it (free coordinates), or None; for searching."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -41,11 +41,14 @@ COARSE = 2e-3
 ROOM = 1e-8
 """What q is enlarged by, relatively: the search may end where rounding hides that the matrix is definite."""
 
-WARM = 1.02
-"""By how much a parent's q is enlarged to begin at."""
+WARM = 0.005
+"""The least gap at which the search on a cell's parts begins: a point nearer to the optimum is too near the boundary to be moved."""
 
 MOST_SIZE = 300
 """Entries of x, units and outputs of an inequality; the matrices of larger ones would take seconds."""
+
+
+Centre = tuple[dict[int, float], dict[int, float], dict[int, float], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +61,7 @@ class RowProof:
         r: by output; 1 in linf.
         values: the multipliers by unit.
         evidence: whether r (l1) or q (linf) stands in a bundle.
+        centre: q, p and multipliers by the same keys, and the gap, where the search on parts of the cell begins.
     """
 
     square: float
@@ -65,6 +69,7 @@ class RowProof:
     r: dict[int, float]
     values: dict[int, float]
     evidence: str
+    centre: Centre | None = None
 
     @property
     def bound(self) -> float:
@@ -123,17 +128,33 @@ class _Line:
     output: Matrix
     slopes: Matrix
 
-    def start(self, proof: RowProof | None) -> Point | None:
-        """The numbers of a proof on a cell around this one, as a strictly feasible start."""
-        if proof is None or not set(self.units) <= set(proof.values):
+    def point(self, centre: Centre | None) -> Point | None:
+        """A point by keys as one of this inequality, None if it is not about all its units."""
+        if centre is None or not set(self.units) <= set(centre[2]):
             return None
-        q = WARM * np.array([proof.q[i] for i in self.inputs])
-        r = np.array([proof.r[k] for k in self.outputs])
-        return q, 1 / r**2, np.array([proof.values[u] for u in self.units])
+        q, p, values = (np.array([own[k] for k in keys]) for own, keys in zip(centre[:3], self._keys, strict=True))
+        return Point(q, p, values, centre[3])
+
+    def centre(self, point: Point) -> Centre:
+        """A point by keys."""
+        q, p, values = (dict(zip(k, own.tolist(), strict=True)) for k, own in zip(self._keys, point[:3], strict=True))
+        return q, p, values, point.gap
+
+    @property
+    def _keys(self) -> tuple[list[int], list[int], list[int]]:
+        return self.inputs, self.outputs, self.units
+
+    def again(self, proof: RowProof) -> RowProof | None:
+        """The proof of a cell around this one, tried on this one."""
+        if not set(self.units) <= set(proof.values):
+            return None
+        q, r = (np.array([own[k] for k in keys]) for own, keys in ((proof.q, self.inputs), (proof.r, self.outputs)))
+        found = self.proof(Point(q, 1 / r**2, np.array([proof.values[u] for u in self.units])), ROOM)
+        return None if found is None else replace(found, centre=proof.centre)
 
     def proof(self, point: Point, room: float) -> RowProof | None:
         """What a point of the search proves, q being enlarged by some room; None if it is not proved to."""
-        q, p, values = point
+        q, p, values, _ = point
         least = float(p.min())
         r = np.maximum(np.sqrt(least / p), 1e-15)
         q, values = q * least * (1 + room), values * least
@@ -141,12 +162,10 @@ class _Line:
             return None
         total = float(q.sum()) if self.norm == "linf" else float(q[0] * (1 / r**2).sum())
         square = up(total * (1 + 4 * gamma(len(q) + len(r) + 8)))
-        own, evidence = (values, q, r), "q" if self.norm == "linf" else "r"
-        keyed = [
-            dict(zip(keys, numbers.tolist(), strict=True))
-            for keys, numbers in zip((self.units, self.inputs, self.outputs), own, strict=True)
-        ]
-        return RowProof(square, keyed[1], keyed[2], keyed[0], evidence)
+        by_q, by_r, by_unit = (
+            dict(zip(k, v.tolist(), strict=True)) for k, v in zip(self._keys, (q, r, values), strict=True)
+        )
+        return RowProof(square, by_q, by_r, by_unit, "q" if self.norm == "linf" else "r")
 
     def stakes(self, proof: RowProof) -> Stakes:
         """What the multipliers of a proof say about its units."""
@@ -219,10 +238,10 @@ def _line(forms: Forms, norm: Norm, index: int) -> _Line | None:
 
 def _found(line: _Line, known: RowProof | None, enough: float, deadline: float) -> RowProof | None:
     """The best proof that the search finds, or the parent's where that is enough."""
-    start = line.start(known)
+    start = None if known is None else line.point(known.centre)
     with np.errstate(all="ignore"):
-        if start is not None and known is not None and known.bound <= enough:
-            same = line.proof((start[0] / WARM, *start[1:]), ROOM)
+        if known is not None and known.bound <= enough:
+            same = line.again(known)
             if same is not None and same.bound <= enough:
                 return same
         network = stacked(line.forms, line.units, line.reads, line.output, line.slopes)
@@ -231,8 +250,10 @@ def _found(line: _Line, known: RowProof | None, enough: float, deadline: float) 
             path = search(network, wanted, start)
         except (Infeasible, np.linalg.LinAlgError, ValueError):
             path = []
-        for point in (*reversed(path[-3:]), *([] if start is None else [start])):
+        offers = [*reversed(path[-3:]), *([] if start is None else [start])]
+        for point in offers:
             proof = line.proof(point, ROOM)
             if proof is not None:
-                return proof
+                warm = min([p for p in path if p.gap >= WARM], key=lambda p: p.gap, default=offers[-1])
+                return replace(proof, centre=line.centre(warm))
     return None

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lipscope.bounds.branch.exact import Matrix
 from lipscope.bounds.branch.examine import Finding, Task
+from lipscope.bounds.branch.points import Evaluator
 from lipscope.bounds.branch.skeleton import Cell, Skeleton
 from lipscope.bounds.branch.workers import Workers
 from lipscope.bounds.method import Effort
@@ -90,7 +92,7 @@ class Search:
     effort: Effort
     jobs: int = 1
     reached: float = 0.0
-    point: np.ndarray | None = None
+    point: Matrix | None = None
     cells: int = 0
     interrupted: bool = False
     hopeless: bool = False
@@ -109,6 +111,17 @@ class Search:
             except KeyboardInterrupt:
                 self.interrupted = True
 
+    def offer(self, inputs: Matrix) -> None:
+        """Inputs of the network, one a row, near which the Jacobian may be large; the search climbs from the best of them."""
+        evaluator = Evaluator(self.skeleton, self.norm)
+        points = inputs[:, list(self.skeleton.domain.free)].T
+        point = evaluator.climb(points[:, int(np.argmax(evaluator.gains(points)))])
+        self._attained(evaluator.gain(point), point)
+
+    def _attained(self, value: float, point: Matrix | None) -> None:
+        if value >= self.reached:
+            self.reached, self.point = value, point
+
     def _improve(self, heap: list[tuple[float, int, Branch]], workers: Workers) -> None:
         while heap and not self.effort.expired and self.cells < MOST_CELLS:
             chosen = self._chosen(heap)
@@ -123,7 +136,7 @@ class Search:
     def _branch(self, finding: Finding, inherited: float, cell: Cell | None = None) -> Branch:
         self.cells += 1
         if finding.reached > self.reached:
-            self.reached, self.point = finding.reached, finding.point
+            self._attained(finding.reached, finding.point)
         return Branch(cell or self.skeleton.root, finding, min(finding.bound, inherited))
 
     def _push(self, heap: list[tuple[float, int, Branch]], branch: Branch) -> None:

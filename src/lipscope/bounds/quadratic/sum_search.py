@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, lapack
@@ -25,8 +26,24 @@ STEPS = 80
 
 GROWTH = 12.0
 
-Point = tuple[Vector, Vector, Vector]
-"""q, p and multipliers."""
+FAR = 1 / 3
+"""The relative gap to which a start is centred of which nothing is known."""
+
+
+class Point(NamedTuple):
+    """A strictly feasible point.
+
+    Attributes:
+        q: by entry of x.
+        p: by output.
+        values: multipliers.
+        gap: about how far, relatively, the sum is above the least one, if the point is a centre.
+    """
+
+    q: Vector
+    p: Vector
+    values: Vector
+    gap: float = FAR
 
 
 @dataclass(frozen=True)
@@ -130,7 +147,7 @@ def search(network: Stacked, wanted: Wanted, start: Point | None = None) -> list
         wanted: when to stop.
         start: strictly feasible; None for that of the product of norms.
     """
-    q, p, values = start or _cold(network)
+    q, p, values, first_gap = start or _cold(network)
     n, units, outputs = network.input_size, network.units, len(p)
     if not np.isfinite(q).all():
         return []
@@ -141,15 +158,17 @@ def search(network: Stacked, wanted: Wanted, start: Point | None = None) -> list
     found = []
     y = np.ones(len(first))
     size = n + units + outputs + float(terms.guarded.sum())
-    weight = 3.0 * (n + units + outputs)
+    weight = size / first_gap
     factor = terms.factor(y)
     while factor is not None:
         y, factor, centred = _centred(terms, y, factor, weight, wanted.deadline)
         own = y * first
-        found.append((own[units : units + n] / share**2, own[units + n :], own[:units] / share**2))
-        reached, cost, gap = math.sqrt(found[-1][0].sum() * found[-1][1].sum()), float(terms.cost @ y), size / weight
-        out_of_reach = unit * (cost - gap) > wanted.enough and gap < wanted.coarse * cost
-        if not centred or gap < wanted.tolerance * cost or reached <= wanted.enough or out_of_reach:
+        cost = float(terms.cost @ y)
+        gap = size / weight / cost
+        found.append(Point(own[units : units + n] / share**2, own[units + n :], own[:units] / share**2, gap))
+        reached = math.sqrt(found[-1].q.sum() * found[-1].p.sum())
+        out_of_reach = unit * cost * (1 - gap) > wanted.enough and gap < wanted.coarse
+        if not centred or gap < wanted.tolerance or reached <= wanted.enough or out_of_reach:
             break
         weight *= GROWTH
     return found
@@ -160,7 +179,7 @@ def _cold(network: Stacked) -> Point:
     values = norm_start(network)
     rho = 1.05 * smallest_rho(network, values)
     outputs = len(next(iter(network.output.values())))
-    return np.full(network.input_size, rho if rho > 0 else np.inf), np.ones(outputs), values
+    return Point(np.full(network.input_size, rho if rho > 0 else np.inf), np.ones(outputs), values)
 
 
 def _centred(terms: _Terms, y: Vector, factor: Matrix, weight: float, deadline: float) -> tuple[Vector, Matrix, bool]:

@@ -117,7 +117,7 @@ def scaled(network: Stacked, factors: Vector) -> Stacked:
 def _one(part: Piece, norm: Norm, index: int, wanted: Wanted) -> tuple[float, Vector, Vector] | None:
     """The bound of one row or column, its weights and multipliers."""
     network, positive = single(part.stacked, norm, index), single(part.absolute, norm, index)
-    for q, p, values in reversed(search(_visible(network, positive), wanted)):
+    for q, p, values, _ in reversed(search(_visible(network, positive), wanted)):
         if norm == "linf":
             form = proved_form(network, positive, part.roundings, values * p[0])
             proved = None if form is None else proved_margin(form, q * p[0] * (1 + ROOM))
