@@ -35,26 +35,42 @@ def rational_matrix(values: Matrix) -> fmpq_mat:
     return fmpq_mat(rows, columns, rationals(values.ravel().tolist()))
 
 
-def nearest(value: fmpq) -> float:
-    """The nearest float64 (a quotient of two integers is rounded correctly); 0 only for 0.
+def nearest_rows(rows: Sequence[Row], width: int) -> Matrix:
+    """The nearest float64 of each number (a quotient of two integers is rounded correctly), as an array (len(rows), width).
 
     Raises:
-        OutOfRange: it is not 0 and not between `SMALLEST` and `LARGEST` in absolute value.
+        OutOfRange: one is not 0 and not between `SMALLEST` and `LARGEST` in absolute value.
     """
-    if value == 0:
-        return 0.0
-    p, q = int(value.p), int(value.q)
-    if p.bit_length() - q.bit_length() > 190:
-        raise OutOfRange
-    result = p / q
-    if not SMALLEST <= abs(result) <= LARGEST:
-        raise OutOfRange
-    return result
+    return in_range(nearest_or_nan(rows, width))
 
 
-def nearest_rows(rows: Sequence[Row], width: int) -> Matrix:
-    """`nearest`, entrywise, as an array (len(rows), width)."""
-    result = np.empty((len(rows), width))
-    for i, row in enumerate(rows):
-        result[i] = [nearest(v) for v in row]
-    return result
+def nearest_or_nan(rows: Sequence[Row], width: int) -> Matrix:
+    """`nearest_rows`, NaN where that raises."""
+    try:
+        found = np.array([[int(v.p) / int(v.q) if v else 0.0 for v in row] for row in rows]).reshape(len(rows), width)
+    except OverflowError:
+        found = np.array([[_nearest(v) for v in row] for row in rows]).reshape(len(rows), width)
+    sizes = np.abs(found)
+    outside = (sizes < SMALLEST) | (sizes > LARGEST)
+    for i, j in np.argwhere(outside).tolist():
+        if rows[i][j]:
+            found[i, j] = np.nan
+    return found
+
+
+def in_range(found: Matrix) -> Matrix:
+    """The numbers themselves.
+
+    Raises:
+        OutOfRange: one is NaN.
+    """
+    if np.isnan(found).any():
+        raise OutOfRange
+    return found
+
+
+def _nearest(value: fmpq) -> float:
+    try:
+        return int(value.p) / int(value.q)
+    except OverflowError:
+        return np.nan

@@ -161,9 +161,9 @@ def _first_live(forms: Forms) -> Split | None:
 def _waiting(forms: Forms) -> Split | None:
     """An open unit that the inequality of a decided one reads."""
     root, cell = forms.skeleton.root, forms.cell
-    for unit, row in enumerate(forms.rows):
+    for unit in range(len(forms.rows)):
         if (cell.low[unit], cell.high[unit]) != (root.low[unit], root.high[unit]):
-            waits = forms.reads(row, forms.open_units)
+            waits = forms.waits(unit)
             if waits:
                 return waits[0], cell.low[waits[0]]
     return None
@@ -209,7 +209,7 @@ def _piece(forms: Forms, unit: int, share: float) -> int:
 def _entrywise_stakes(forms: Forms, norm: Norm) -> Stakes:
     """A vertex of the slopes with a large norm (shares 0 or 1), and what each unit may contribute to the norm."""
     live, inputs = forms.live, forms.inputs
-    reads, output = forms.on_live([forms.rows[u] for u in live]), forms.on_live(list(forms.output))
+    reads, output = forms.inequality_of_all()
     slopes = forms.slope_ends(live)
 
     def jacobian(chosen: Matrix) -> Matrix:

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from flint import fmpq, fmpq_mat
 
-from lipscope.bounds.branch.exact import Matrix, Row, nearest_rows
+from lipscope.bounds.branch.exact import Matrix, Row, in_range, nearest_or_nan
 from lipscope.bounds.branch.skeleton import Affine, Cell, Skeleton
 
 
@@ -40,10 +40,6 @@ class Forms:
         """How many columns the input has."""
         return self.skeleton.inputs
 
-    def reads(self, row: Row, units: list[int]) -> list[int]:
-        """Those of the open units that a row reads."""
-        return [u for u in units if row[self.columns[u]] != 0]
-
     @cached_property
     def open_units(self) -> list[int]:
         """All open units, in order."""
@@ -52,20 +48,37 @@ class Forms:
     @cached_property
     def live(self) -> list[int]:
         """The open units whose argument moves and whose value reaches the output, in order."""
-        return self.live_between(range(self.inputs), self.output)
+        return self.live_between(range(self.inputs), range(len(self.output)))
 
-    def live_between(self, inputs: Sequence[int], output: Sequence[Row]) -> list[int]:
-        """The open units that move with one of these entries of the input and reach one of these rows, in order."""
-        moving: list[int] = []
-        for unit in self.open_units:
-            row = self.rows[unit]
-            if any(row[i] != 0 for i in inputs) or self.reads(row, moving):
-                moving.append(unit)
-        reaching: set[int] = {u for row in output for u in self.reads(row, moving)}
-        for unit in reversed(moving):
-            if unit in reaching:
-                reaching |= set(self.reads(self.rows[unit], moving))
-        return [u for u in moving if u in reaching]
+    @cached_property
+    def _read(self) -> dict[int, frozenset[int]]:
+        """For each open unit the columns that it reads."""
+        return {u: _columns(self.rows[u]) for u in self.columns}
+
+    @cached_property
+    def _returned(self) -> list[frozenset[int]]:
+        """For each row of the output the columns that it reads."""
+        return [_columns(row) for row in self.output]
+
+    def waits(self, unit: int) -> list[int]:
+        """The open units that a unit reads."""
+        row = self.rows[unit]
+        return [u for u, column in self.columns.items() if row[column]]
+
+    def live_between(self, inputs: Sequence[int], outputs: Sequence[int]) -> list[int]:
+        """The open units that move with one of these entries of the input and reach one of these rows of the output, in order."""
+        moving, reached = set(inputs), set[int]()
+        for unit, column in self.columns.items():
+            if self._read[unit] & moving:
+                moving.add(column)
+        for k in outputs:
+            reached |= self._returned[k]
+        found = []
+        for unit, column in reversed(self.columns.items()):
+            if column in moving and column in reached:
+                reached |= self._read[unit]
+                found.append(unit)
+        return found[::-1]
 
     def slopes(self, unit: int) -> tuple[fmpq, fmpq]:
         """The smallest and the largest slope that a unit can have in the cell."""
@@ -76,26 +89,37 @@ class Forms:
         """Whether a row reads no open unit: it is affine in x on the cell."""
         return all(v == 0 for v in row[self.inputs : -1])
 
-    def on_live(self, rows: list[Row]) -> Matrix:
-        """Rows by the input and the live units, rounded to nearest.
+    @cached_property
+    def reads(self) -> Matrix:
+        """What open units read, by the input and the open units: rounded to nearest, NaN where that is out of range."""
+        return nearest_or_nan([self.rows[u][:-1] for u in self.open_units], self.inputs + len(self.columns))
+
+    @cached_property
+    def result(self) -> Matrix:
+        """The network's value in the same way."""
+        return nearest_or_nan([row[:-1] for row in self.output], self.inputs + len(self.columns))
+
+    def inequality(self, inputs: Sequence[int], units: Sequence[int], outputs: Sequence[int]) -> tuple[Matrix, Matrix]:
+        """What some open units read and some rows of the output, by entries of the input and these units, rounded to nearest.
 
         Raises:
-            OutOfRange: see `nearest`.
-        """
-        return self.on(range(self.inputs), self.live, rows)
-
-    def on(self, inputs: Sequence[int], units: Sequence[int], rows: Sequence[Row]) -> Matrix:
-        """Rows by entries of the input and open units, rounded to nearest.
-
-        Raises:
-            OutOfRange: see `nearest`.
+            OutOfRange: a coefficient leaves the range in which rounding is accounted for.
         """
         places = [*inputs, *(self.columns[u] for u in units)]
-        return nearest_rows([[row[p] for p in places] for row in rows], len(places))
+        own = [self.columns[u] - self.inputs for u in units]
+        return in_range(self.reads[np.ix_(own, places)]), in_range(self.result[np.ix_(list(outputs), places)])
+
+    def inequality_of_all(self) -> tuple[Matrix, Matrix]:
+        """`inequality` of the whole input, the live units and the whole output."""
+        return self.inequality(range(self.inputs), self.live, range(len(self.output)))
 
     def slope_ends(self, units: Sequence[int]) -> Matrix:
         """`slopes` of each unit, rounded to nearest, (units, 2)."""
         return np.array([[float(s) for s in self.slopes(u)] for u in units]).reshape(-1, 2)
+
+
+def _columns(row: Row) -> frozenset[int]:
+    return frozenset(i for i, v in enumerate(row[:-1]) if v)
 
 
 def forms_in(skeleton: Skeleton, cell: Cell) -> Forms:

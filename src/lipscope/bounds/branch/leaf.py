@@ -19,7 +19,7 @@ import math
 import numpy as np
 import torch
 
-from lipscope.bounds.branch.exact import LARGEST, SMALLEST, Matrix, nearest_rows
+from lipscope.bounds.branch.exact import LARGEST, SMALLEST, Matrix
 from lipscope.bounds.branch.forms import Forms
 from lipscope.claims.definite import shifted_cholesky
 from lipscope.claims.norms import Norm
@@ -41,11 +41,11 @@ def interval_jacobian(forms: Forms) -> tuple[Matrix, Matrix]:
     Coefficients were rounded once, and a sum of products is off by at most gamma_K times the same sum of absolute values.
 
     Raises:
-        OutOfRange: see `nearest`.
+        OutOfRange: see `Forms.inequality`.
     """
     live, inputs = forms.live, forms.inputs
     low, high = np.zeros((len(live), inputs)), np.zeros((len(live), inputs))
-    reads, slopes = forms.on_live([forms.rows[u] for u in live]), forms.slope_ends(live)
+    (reads, output), slopes = forms.inequality_of_all(), forms.slope_ends(live)
 
     def combined(rows: Matrix) -> tuple[Matrix, Matrix]:
         own, factors = rows[:, :inputs], rows[:, inputs:]
@@ -61,14 +61,14 @@ def interval_jacobian(forms: Forms) -> tuple[Matrix, Matrix]:
             products = np.stack([slopes[own, k][:, None] * e for k in (0, 1) for e in ends])
             room = gamma(4) * np.abs(products).max(0)
             low[own], high[own] = products.min(0) - room, products.max(0) + room
-    return combined(forms.on_live(list(forms.output)))
+    return combined(output)
 
 
 def entrywise_sums(forms: Forms, norm: Norm) -> list[float]:
     """For every row (linf) or column (l1) of the Jacobian a bound of the sum of its entries' magnitudes.
 
     Raises:
-        OutOfRange: see `nearest`.
+        OutOfRange: see `Forms.inequality`.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         low, high = interval_jacobian(forms)
@@ -82,9 +82,9 @@ def spectral_bound(forms: Forms) -> float | None:
     """A proved l2 norm where no unit is live, as near as float64 allows; None if the proof fails.
 
     Raises:
-        OutOfRange: see `nearest`.
+        OutOfRange: see `Forms.inequality`.
     """
-    matrix = nearest_rows([row[: forms.inputs] for row in forms.output], forms.inputs)
+    matrix = forms.inequality_of_all()[1]
     if min(matrix.shape) == 0 or not matrix.any():
         return 0.0
     small = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T

@@ -89,7 +89,7 @@ def quadratic(forms: Forms, inherited: Centre | None, enough: float, deadline: f
         OutOfRange: coefficients leave the range of float64.
     """
     live = forms.live
-    reads, output = forms.on_live([forms.rows[u] for u in live]), forms.on_live(list(forms.output))
+    reads, output = forms.inequality_of_all()
     slopes = forms.slope_ends(live)
     start = _start(forms, reads, output, slopes, inherited)
     if start is None:

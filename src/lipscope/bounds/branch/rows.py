@@ -210,8 +210,8 @@ def row_bounds(
 def _units(forms: Forms, norm: Norm, index: int) -> list[int]:
     """The units that count for a row or column."""
     if norm == "linf":
-        return forms.live_between(range(forms.inputs), [forms.output[index]])
-    return forms.live_between([index], forms.output)
+        return forms.live_between(range(forms.inputs), [index])
+    return forms.live_between([index], range(len(forms.output)))
 
 
 def _line(forms: Forms, norm: Norm, index: int) -> _Line | None:
@@ -219,21 +219,23 @@ def _line(forms: Forms, norm: Norm, index: int) -> _Line | None:
     units = _units(forms, norm, index)
     if not units:
         return None
-    columns = [forms.columns[u] for u in units]
-    rows = [forms.rows[u] for u in units]
-    if norm == "linf":
-        outputs = [index]
-        inputs = [i for i in range(forms.inputs) if any(row[i] != 0 for row in (*rows, forms.output[index]))]
-    else:
-        outputs = [k for k, row in enumerate(forms.output) if any(row[c] != 0 for c in (index, *columns))]
-        inputs = [index]
-    if len(inputs) + len(units) + len(outputs) > MOST_SIZE:
-        return None
+    every = range(forms.inputs)
+    inputs, outputs = (every, [index]) if norm == "linf" else ([index], range(len(forms.output)))
     try:
-        reads, output = (forms.on(inputs, units, r) for r in (rows, [forms.output[k] for k in outputs]))
+        reads, output = forms.inequality(inputs, units, outputs)
     except OutOfRange:
         return None
-    return _Line(forms, norm, inputs, units, outputs, reads, output, forms.slope_ends(units))
+    if norm == "linf":  # entries of x that nobody reads, and outputs that read nothing, are left out
+        used = (reads[:, : len(inputs)] != 0).any(0) | (output[:, : len(inputs)] != 0).any(0)
+        inputs = np.flatnonzero(used).tolist()
+        kept = np.append(used, np.ones(len(units), dtype=bool))
+        reads, output = reads[:, kept], output[:, kept]
+    else:
+        outputs = np.flatnonzero((output != 0).any(1)).tolist()
+        output = output[outputs]
+    if len(inputs) + len(units) + len(outputs) > MOST_SIZE:
+        return None
+    return _Line(forms, norm, list(inputs), units, list(outputs), reads, output, forms.slope_ends(units))
 
 
 def _found(line: _Line, known: RowProof | None, enough: float, deadline: float) -> RowProof | None:
