@@ -297,7 +297,7 @@ class _Search:
 
     def _try_pairs(self, points: Tensor, directions: Tensor) -> None:
         """Quotients of `x +- t v` for many lengths t; those that promise most after rounding are kept for the proof."""
-        lengths = 10.0 ** torch.linspace(-6, 2, 17, dtype=torch.float64)
+        lengths = 10.0 ** torch.linspace(-8, 2, 21, dtype=torch.float64)
         for x, v in zip(points, directions, strict=True):
             a, b = self.inside(x + lengths[:, None] * v), self.inside(x - lengths[:, None] * v)
             with torch.no_grad():

@@ -89,13 +89,14 @@ class BranchAndBound(Method):
 
 
 def _points(search: Search) -> tuple[Vector, ...]:
-    """The best point found, as an input of the network."""
-    if search.point is None:
-        return ()
+    """Where the best norm was found, as inputs of the network."""
     domain = search.skeleton.domain
     x = np.array([float(domain.fixed.get(i, 0)) for i in range(domain.size)])
-    x[list(domain.free)] = search.point
-    return (x,)
+    found = []
+    for point in search.points():
+        found.append(x.copy())
+        found[-1][list(domain.free)] = point
+    return tuple(found)
 
 
 def _note(search: Search, bound: float, leaves: int) -> str:

@@ -110,7 +110,7 @@ def place(domain: Domain, slopes: Matrix, values: Matrix) -> Place | None:
     if point is not None:
         for margin in MARGINS:
             found = nearest(margin)
-            if found is not None and found[0] is not None:
+            if found is not None and found[0] is not None and (own @ found[0] + values >= margin / 2).all():
                 return Place(frame.point(found[0]), True, np.zeros(len(values)), [])
     if found is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from flint import fmpq, fmpq_mat
 from numpy.typing import NDArray
 
 from lipscope.bounds.branch.exact import Matrix
-from lipscope.bounds.branch.skeleton import Affine, Skeleton
+from lipscope.bounds.branch.skeleton import Affine, Cell, Skeleton
 from lipscope.claims.norms import Norm
 
 ORDER = {"l1": 1, "l2": 2, "linf": np.inf}
@@ -78,6 +79,15 @@ class Evaluator:
     def gain(self, x: Matrix) -> float:
         """The norm of the Jacobian at x; 0 too near a kink."""
         return float(self.gains(x[:, None])[0])
+
+    def cell(self, x: Matrix) -> Cell:
+        """The cell of all units' pieces at x."""
+        arguments = self._followed(x[:, None])[1]
+        places = [
+            (v > thresholds).sum(-1).tolist() for (v, _), (thresholds, _, _) in zip(arguments, self.tables, strict=True)
+        ]
+        pieces = tuple(itertools.chain(*places))
+        return Cell(pieces, pieces)
 
     def gains(self, points: Matrix) -> Matrix:
         """`gain` of every column."""

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lipscope.bounds.branch.empty import inequalities, solve
 from lipscope.bounds.branch.exact import Matrix
 from lipscope.bounds.branch.examine import Finding, Task
+from lipscope.bounds.branch.forms import forms_in
 from lipscope.bounds.branch.points import Evaluator
 from lipscope.bounds.branch.skeleton import Cell, Skeleton
 from lipscope.bounds.branch.workers import Workers
@@ -117,6 +119,19 @@ class Search:
         points = inputs[:, list(self.skeleton.domain.free)].T
         point = evaluator.climb(points[:, int(np.argmax(evaluator.gains(points)))])
         self._attained(evaluator.gain(point), point)
+
+    def points(self) -> list[Matrix]:
+        """Where the best norm was found: a point of its cell with room around it, and the one that was found.
+
+        The point with the most room to the hyperplanes may lie on the domain's boundary, and the other way round: the one between has both.
+        """
+        if self.point is None:
+            return []
+        evaluator = Evaluator(self.skeleton, self.norm)
+        forms = forms_in(self.skeleton, evaluator.cell(self.point))
+        roomy = solve(self.skeleton.domain, inequalities(forms)).point
+        between = self.point if roomy is None else (roomy + self.point) / 2
+        return [between, self.point] if evaluator.gain(between) >= self.reached * (1 - 1e-9) else [self.point]
 
     def _attained(self, value: float, point: Matrix | None) -> None:
         if value >= self.reached:
