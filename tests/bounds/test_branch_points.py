@@ -11,9 +11,10 @@ from scipy.optimize import linprog
 from bounds.test_branch import he, region
 from harness.expect import expect_lower, expect_upper
 from lipscope import load
-from lipscope.bounds.branch.empty import Inequality, inequalities, solve
+from lipscope.bounds.branch.empty import Inequality, inequalities, solve, strictly
 from lipscope.bounds.branch.exact import rational, rationals
 from lipscope.bounds.branch.forms import forms_in
+from lipscope.bounds.branch.implied import narrowed
 from lipscope.bounds.branch.nearest import place
 from lipscope.bounds.branch.points import Evaluator
 from lipscope.bounds.branch.region import Domain, domain_of
@@ -156,3 +157,44 @@ def test_the_point_for_the_lower_bound_has_room_around_it(norm: str) -> None:
             expect_upper(widths[0], 2 * widths[1])
         torch.testing.assert_close(evaluator.gain(points[0]), search.reached, rtol=1e-9, atol=0)
     assert near_a_kink > 3
+
+
+@pytest.mark.parametrize("kind", ["everywhere", "box", "ball"])
+def test_what_is_taken_from_a_cell_is_empty_and_what_is_left_has_points_on_both_sides(kind: str) -> None:
+    """Random cells of a network with many units in three dimensions, against linear programs for every threshold that is left."""
+    problem = pose(load(he((3, 12, 4, 1), 5), input_shape=(3,)).graph, Claim("l2", region(kind, 3, "l2")[0]))
+    made, taken, left = skeleton(problem), 0, 0
+    for seed in range(12):
+        generator = np.random.default_rng(seed)
+        inside = made.domain.pulled(made.domain.middle()[:, None] + generator.uniform(-1, 1, (3, 1)))
+        pieces = Evaluator(made, "l2").cell(inside[:, 0])
+        cell = made.root
+        for unit in generator.permutation(12)[:6].tolist():
+            if cell.low[unit] < cell.high[unit]:
+                cell = cell.above(unit, 0) if pieces.low[unit] else cell.below(unit, 0)
+        rest = narrowed(forms_in(made, cell), np.zeros((3, 0)))
+        assert rest.answer.proof is None
+        for void in rest.voids:
+            rows = inequalities(forms_in(made, cell.above(void.unit, 0) if void.side == "above" else cell.below(void.unit, 0)))  # fmt: skip
+            known = {row.key: row for row in rows}
+            slope = [sum((w * known[key].slope[i] for key, w in void.proof.items()), fmpq(0)) for i in range(3)]
+            assert made.domain.nonpositive(
+                slope, sum((w * known[key].offset for key, w in void.proof.items()), fmpq(0))
+            )
+            assert (pieces.low[void.unit] == 1) == (void.side == "below")
+            cell = cell.below(void.unit, 0) if void.side == "above" else cell.above(void.unit, 0)
+            taken += 1
+        assert rest.forms.cell == cell
+        rows = inequalities(rest.forms)
+        for unit in rest.forms.live:
+            if rest.forms.plain(rest.forms.rows[unit]):
+                for side in ("above", "below"):
+                    own = [*rows, strictly(rest.forms, unit, side, fmpq(0))]
+                    slopes = np.array([[float(a) for a in r.slope] for r in own])
+                    assert room(made.domain, slopes, np.array([float(r.offset) for r in own])) > -1e-6, (seed, unit)
+                    left += 1
+        for point in rest.points.T:
+            found = Evaluator(made, "l2").cell(point)
+            assert all(a <= p <= b for a, p, b in zip(cell.low, found.low, cell.high, strict=True))
+    assert taken > 5
+    assert left > 10

@@ -66,14 +66,25 @@ def inequalities(forms: Forms, cell: Cell | None = None) -> list[Inequality]:
         if (low == root.low[unit] and high == root.high[unit]) or not forms.plain(row):
             continue
         thresholds = skeleton.pieces_of_unit[unit].thresholds
-        slope, offset = row[: forms.inputs], row[-1]
+        slope = row[: forms.inputs]
         if low > root.low[unit]:
-            found.append(Inequality((unit, "above"), slope, offset - thresholds[low - 1]))
+            found.append(strictly(forms, unit, "above", thresholds[low - 1]))
         if high < root.high[unit]:
-            below = Inequality((unit, "below"), [-a for a in slope], thresholds[high] - offset)
+            below = strictly(forms, unit, "below", thresholds[high])
             if below.offset != 0 or any(a != 0 for a in slope):  # v may be the threshold itself
                 found.append(below)
     return found
+
+
+def strictly(forms: Forms, unit: int, side: str, threshold: fmpq) -> Inequality:
+    """A unit that is affine in x on the cell is strictly above, or below, a threshold."""
+    row = forms.rows[unit]
+    slope, offset = row[: forms.inputs], row[-1] - threshold
+    return (
+        Inequality((unit, side), slope, offset)
+        if side == "above"
+        else Inequality((unit, side), [-a for a in slope], -offset)
+    )
 
 
 def solve(domain: Domain, rows: list[Inequality]) -> Answer:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -18,6 +19,7 @@ import numpy as np
 from lipscope.bounds.branch.empty import Answer, Key, inequalities, solve
 from lipscope.bounds.branch.exact import Matrix, OutOfRange
 from lipscope.bounds.branch.forms import Forms, forms_in
+from lipscope.bounds.branch.implied import Void, narrowed
 from lipscope.bounds.branch.leaf import entrywise_sums, spectral_bound
 from lipscope.bounds.branch.multipliers import Centre, quadratic
 from lipscope.bounds.branch.points import Evaluator, operator_norm
@@ -48,6 +50,8 @@ class Finding:
         split: where to split; None where splitting cannot help.
         reached: a computed norm of the Jacobian at some point of the domain.
         point: that point.
+        voids: what was taken from the cell, since no points lie there; all of this is about the rest.
+        points: columns, points of the rest.
     """
 
     kind: Literal["empty", "norm", "quadratic", "rows", "nothing"]
@@ -60,6 +64,8 @@ class Finding:
     split: Split | None = None
     reached: float = 0.0
     point: Matrix | None = None
+    voids: Sequence[Void] = ()
+    points: Matrix | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,23 +92,25 @@ def examine_packed(packed: bytes, task: Task) -> Finding:
 
 def examine(skeleton: Skeleton, norm: Norm, evaluator: Evaluator, task: Task) -> Finding:
     """What is known of a cell."""
-    forms = forms_in(skeleton, task.cell)
-    answer = solve(skeleton.domain, inequalities(forms))
-    if answer.proof is not None:
-        return Finding("empty", 0.0, empty=answer.proof)
+    points = None if task.parent is None else task.parent.points
+    rest = narrowed(forms_in(skeleton, task.cell), np.zeros((skeleton.inputs, 0)) if points is None else points)
+    forms = rest.forms
+    about = functools.partial(replace, voids=rest.voids, points=rest.points)
+    if rest.answer.proof is not None:
+        return about(Finding("empty", 0.0, empty=rest.answer.proof))
     reached = _Reached(evaluator, task.target)
-    reached.offer(answer.point)
+    reached.offer(rest.answer.point)
     try:
         found = (_squares if norm == "l2" else _sums)(forms, norm, task)
     except OutOfRange:
         found = None
     if found is None:
-        return Finding("nothing", np.inf, split=_first_live(forms), reached=reached.value, point=reached.point)
+        return about(Finding("nothing", np.inf, split=_first_live(forms), reached=reached.value, point=reached.point))
     finding, stakes = found
     split = None
     if finding.bound > task.target:
         split = _split(forms, stakes, reached) if stakes is not None else _waiting(forms)
-    return replace(finding, split=split, reached=reached.value, point=reached.point)
+    return about(finding, split=split, reached=reached.value, point=reached.point)
 
 
 def _squares(forms: Forms, norm: Norm, task: Task) -> tuple[Finding, Stakes | None] | None:

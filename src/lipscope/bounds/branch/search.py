@@ -105,9 +105,8 @@ class Search:
         self._began = time.monotonic()
         with Workers(self.skeleton, self.norm, self.jobs) as workers:
             task = Task(self.skeleton.root, None, self._target, self.effort.deadline)
-            self.root = self._branch(workers([task])[0], np.inf)
             heap: list[tuple[float, int, Branch]] = []
-            self._push(heap, self.root)
+            self.root = self._grown(heap, workers([task])[0], np.inf, self.skeleton.root)
             try:
                 self._improve(heap, workers)
             except KeyboardInterrupt:
@@ -148,16 +147,23 @@ class Search:
     def _target(self) -> float:
         return self.reached * (1 + CLOSE)
 
-    def _branch(self, finding: Finding, inherited: float, cell: Cell | None = None) -> Branch:
-        self.cells += 1
+    def _grown(self, heap: list[tuple[float, int, Branch]], finding: Finding, inherited: float, cell: Cell) -> Branch:
+        """The branch of a cell: what is known of it, below the empty parts that were taken from it."""
         if finding.reached > self.reached:
             self._attained(finding.reached, finding.point)
-        return Branch(cell or self.skeleton.root, finding, min(finding.bound, inherited))
-
-    def _push(self, heap: list[tuple[float, int, Branch]], branch: Branch) -> None:
-        if branch.finding.kind != "empty":
+        top = branch = Branch(cell, finding, min(finding.bound, inherited))
+        for void in finding.voids:
+            branch.finding = Finding("nothing", np.inf, split=(void.unit, void.threshold))
+            below, above = (part(void.unit, void.threshold) for part in (branch.cell.below, branch.cell.above))
+            rest = Branch(above if void.side == "below" else below, finding, branch.bound)
+            none = Branch(below if void.side == "below" else above, Finding("empty", 0.0, empty=void.proof), 0.0)
+            branch.parts = (none, rest) if void.side == "below" else (rest, none)
+            branch = rest
+        self.cells += 1 + len(finding.voids)
+        if finding.kind != "empty":
             self._pushed += 1  # leaves with equal bounds are split in the order in which they came
             heapq.heappush(heap, (-branch.bound, self._pushed, branch))
+        return top
 
     _pushed: int = 0
 
@@ -183,10 +189,8 @@ class Search:
         findings = workers(tasks)
         for first in range(0, len(tasks), 2):
             parent = places[first]
-            below, above = (self._branch(findings[i], parent.bound, tasks[i].cell) for i in (first, first + 1))
+            below, above = (self._grown(heap, findings[i], parent.bound, tasks[i].cell) for i in (first, first + 1))
             parent.parts = below, above
-            for part in parent.parts:
-                self._push(heap, part)
         top = -heap[0][0] if heap else self.reached
         self.effort.progress(f"branch: {self.cells} cells, between {self.reached:.6g} and {top:.6g}", self._share(top))
 
