@@ -297,8 +297,8 @@ class _Search:
 
     def _try_pairs(self, points: Tensor, directions: Tensor) -> None:
         """Quotients of `x +- t v` for many lengths t; those that promise most after rounding are kept for the proof."""
-        lengths = 10.0 ** torch.linspace(-8, 2, 21, dtype=torch.float64)
         for x, v in zip(points, directions, strict=True):
+            lengths = _lengths(float(x.abs().max()))
             a, b = self.inside(x + lengths[:, None] * v), self.inside(x - lengths[:, None] * v)
             with torch.no_grad():
                 ends = [
@@ -364,6 +364,13 @@ class _Search:
         _, x, y = self.pairs[0]
         value = balls.quotient(self.problem.graph, self.problem.norm, x, y)
         return (x, y, value) if value > reached else proved
+
+
+def _lengths(size: float) -> Tensor:
+    """Half decades from far below 1 and the size of a point to above both: small weights or biases make cells of all sizes."""
+    away = math.log10(min(max(size, 1e-12), 1e12)) if size > 0 else 0.0
+    low, high = -8 + min(away, 0.0), 2 + max(away, 0.0)
+    return torch.logspace(low, high, round(2 * (high - low)) + 1, dtype=torch.float64)
 
 
 def _along(value: Callable[[Tensor], Tensor], points: Tensor, direction: Tensor) -> Tensor:

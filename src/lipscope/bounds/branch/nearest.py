@@ -130,6 +130,8 @@ def _least_distance(rows: Matrix, least: Matrix, least_square: float) -> tuple[M
     if distance**2 < least_square:
         return None, scaled / size
     rest = system @ scaled - goal
+    if not rest[-1] < 0:  # at the minimum it is -|r|^2
+        return None
     point = -rest[:-1] / rest[-1]
     holds = rows @ point - least >= -1e-9 * size * (1 + np.abs(point).max(initial=0.0))
     return (point, scaled / size) if bool(holds.all()) else None
