@@ -62,9 +62,12 @@ def test_margin_per_lipschitz_is_compared_with_its_best() -> None:
 
 
 def test_the_rank_that_the_task_needs() -> None:
-    moments = [rows("spectrum", "rank_1e-2", v) for v in (9.0, 8.9, 9.0)]
+    moments = [rows("spectrum", "rank_1e-2", v) for v in (9.0, 8.4, 9.0)]
     assert kinds(Watchman(needed_rank=9), *moments) == [[], [("jacobian-rank", "")], []]
     assert kinds(Watchman(), *moments) == [[], [], []]
+    swings = [rows("spectrum", "rank_1e-2", v) for v in (9.0, 8.9, 9.0, 8.6, 8.4, 8.9, 8.4, 9.0, 8.9, 8.0)]
+    told = [step for step, found in enumerate(kinds(Watchman(needed_rank=9), *swings)) if found]
+    assert told == [4, 9], "a mean that swings about the rank is not told of at every look"
     assert kinds(Watchman(needed_rank=9), rows("spectrum", "rank_1e-2", 3.0, "fc1")) == [[]], "a layer may be narrow"
 
 

@@ -165,9 +165,12 @@ def test_presets_and_an_explicit_budget_that_beats_them() -> None:
     assert preset("lite", 0.5).budget == 0.5 and preset("lite", 0.5).groups == preset("lite").groups
     with pytest.raises(UsageError, match="expected a preset out of lite, default, research, got 'full'"):
         preset("full")
-    for wrong in (0.0, -1.0, float("nan"), float("inf"), 50.0):
-        with pytest.raises(UsageError, match="expected a budget as a share"):
+    assert preset("default", 1).budget == 1.0
+    for wrong in (0.0, -1.0, float("nan"), float("inf"), 1e9):
+        with pytest.raises(UsageError, match=r"expected a budget above 0 and at most 1, .* leave the observer away"):
             preset("default", wrong)
+    with pytest.raises(UsageError, match=r"such as 0.05 for 5 %, got 5; 5 % is budget=0.05"):
+        preset("default", 5)
 
 
 def test_a_rehearsal_counts_double_until_there_is_a_true_reading() -> None:

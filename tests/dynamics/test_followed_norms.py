@@ -17,10 +17,11 @@ from torch.nn.utils import parametrizations
 from lipscope.api import load
 from lipscope.claims.errors import ModelError, UnsupportedError
 from lipscope.claims.quantity import Reading
+from lipscope.dynamics import layers as layers_module
 from lipscope.dynamics.factors import list_factors, log_product
 from lipscope.dynamics.layers import WatchedLayer, perturbation_bound, watched_layers
 from lipscope.dynamics.quantities import layer_norms
-from lipscope.dynamics.quantities.layer_norms import LayerNorms, NormProofs
+from lipscope.dynamics.quantities.layer_norms import LayerNorms, NormProofs, NormRenewals
 from lipscope.dynamics.quantities.scene import Scene, Subject
 from lipscope.dynamics.template import Template, disagreement
 from lipscope.dynamics.view import View
@@ -153,6 +154,108 @@ def test_carried_bounds_are_never_below_the_norm_of_the_moment(name: str) -> Non
         view.refresh()
         (upper,) = (r.value for r in followed.read(scene_of(view, [layer], inputs, step)) if r.name == "norm_upper")
         assert upper >= largest(matrix(layer)) * (1 - 1e-14)
+
+
+@given(seed=st.integers(0, 10**6), kind=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
+@settings(max_examples=60, deadline=None)
+def test_the_gram_bound_of_a_change_holds_in_every_precision(seed: int, kind: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    taps, groups, rows, columns = torch.randint(1, 6, (4,), generator=generator).tolist()
+    blocks = torch.randn(taps, groups, rows, columns, generator=generator, dtype=torch.float64)
+    if seed % 2:  # rank one: Gram's and the operator norm are the same number
+        blocks = blocks[..., :1] * blocks[..., :1, :]
+    blocks = (blocks * 10.0 ** (seed % 9 - 5)).to(kind)
+    if not bool(blocks.any()):
+        return
+    exact = sum(float(torch.linalg.matrix_norm(tap.double(), 2).max()) for tap in blocks)
+    assert layers_module._gram_bound(blocks) >= exact * (1 - 1e-15)
+
+
+@given(seed=st.integers(0, 10**6), kind=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+@settings(max_examples=60, deadline=None)
+def test_the_rounding_of_the_difference_itself_is_in_the_bound(seed: int, kind: torch.dtype) -> None:
+    """A change of one entry, or of rank one, has no room to spare: its bound is its norm but for rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    module = nn.Linear(1, 1) if seed % 2 else nn.Linear(4, 3)
+    _, (layer,) = view_of(nn.Sequential(module), (module.in_features,))
+    column, row = torch.randn(3, 1, generator=generator), torch.randn(1, 4, generator=generator)
+    before = torch.randn(layer.weight.shape, generator=generator).to(kind)
+    after = (before.float() * (1 + 3 * (column @ row)[: layer.weight.shape[0], : layer.weight.shape[1]])).to(kind)
+    exact = largest(after.double() - before.double())
+    found = perturbation_bound(layer, after - before)
+    assert exact * (1 - 1e-14) <= found <= 2 * exact + 1e-3
+
+
+@pytest.mark.parametrize("size", [1e-320, 1e-44, 3e38, 1e300])
+def test_the_gram_bound_of_numbers_at_the_ends_of_the_range(size: float) -> None:
+    for kind in (torch.float64, torch.float32):
+        blocks = torch.full((1, 1, 2, 3), size, dtype=torch.float64).to(kind)
+        entry = float(blocks[0, 0, 0, 0])
+        if entry and math.isfinite(entry):
+            assert layers_module._gram_bound(blocks) >= entry * math.sqrt(6)
+
+
+@pytest.mark.parametrize("name", ["plain", "groups", "dense"])
+def test_a_change_in_all_directions_is_bounded_by_less_than_its_length(name: str) -> None:
+    make, shape = (lambda: nn.Linear(40, 30), (40,)) if name == "dense" else CONVOLUTIONS[name]
+    torch.manual_seed(0)
+    if name != "dense":
+        make = lambda: nn.Conv2d(16, 16, 3, padding=1, groups=2 if name == "groups" else 1)  # noqa: E731
+        shape = (16, 5, 5)
+    _, (layer,) = view_of(nn.Sequential(make()), shape)
+    change = torch.randn(layer.weight.shape)
+    taps = change[None] if name == "dense" else change.flatten(2).movedim(2, 0)
+    lengths = float(taps.flatten(1).norm(dim=1).sum())
+    assert largest(matrix(layer, change.double())) <= perturbation_bound(layer, change) < 0.7 * lengths
+
+
+def test_the_loosest_bound_is_proved_anew_where_its_proof_can_be_paid() -> None:
+    torch.manual_seed(0)
+    view, layers = view_of(nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 4)), (5,))
+    followed, inputs = LayerNorms(layers), torch.zeros(1, 5)
+    renewals = NormRenewals(followed, layers)
+    list(NormProofs(followed, layers).read(scene_of(view, layers, inputs)))
+    carried = {r.layer: r.value for r in followed.read(scene_of(view, layers, inputs)) if r.name == "norm_upper"}
+    assert list(renewals.read(scene_of(view, layers, inputs))) == []  # nothing has moved
+    with torch.no_grad():
+        for index, size in ((0, 0.3), (2, 0.2)):
+            parameter = view.live[index].weight  # type: ignore[index,union-attr]
+            assert isinstance(parameter, nn.Parameter)
+            parameter.mul_(1 - size)
+    view.refresh()
+    scene = scene_of(view, layers, inputs, 7)
+    before = {r.layer: r.value for r in followed.read(scene) if r.name == "norm_upper"}
+    assert all(before[layer] > carried[layer] for layer in before)
+    renewals.allowance = 0.0
+    assert list(renewals.read(scene)) == []
+    renewals.allowance = renewals.dearest
+    assert {r.layer for r in renewals.read(scene)} == {"0"}  # one at a time, the loosest first
+    assert {r.layer for r in renewals.read(scene)} == {"2"}
+    assert list(renewals.read(scene)) == []
+    after = {r.layer: (r.value, r.note) for r in followed.read(scene) if r.name == "norm_upper"}
+    for layer in layers:
+        exact = largest(matrix(layer))
+        assert exact <= after[layer.name][0] <= 1.02 * exact and "carried from step 7" in after[layer.name][1]
+
+
+def test_another_direction_that_takes_over_is_found_within_some_readings() -> None:
+    """The second singular vector grows past the first, as in training: one iteration a reading lags far behind."""
+    torch.manual_seed(0)
+    module = nn.Linear(30, 30, bias=False)
+    q, _ = torch.linalg.qr(torch.randn(30, 30))
+    view, (layer,) = view_of(nn.Sequential(module), (30,))
+    parameter = view.live[0].weight  # type: ignore[index,union-attr]
+    assert isinstance(parameter, nn.Parameter)
+    followed = LayerNorms([layer])
+    for step in range(60):
+        values = torch.ones(30)
+        values[0], values[1] = 2.0, 1.0 + 0.1 * min(step, 20)
+        with torch.no_grad():
+            parameter.copy_(q @ torch.diag(values) @ q.T)
+        view.refresh()
+        found = {r.name: r.value for r in followed.read(scene_of(view, [layer], torch.zeros(1, 30), step))}
+        assert found["norm"] <= float(values.max()) * (1 + 1e-5), step
+    assert found["norm"] >= 0.999 * 3.0
 
 
 def test_a_sweep_that_is_out_of_time_goes_on_with_the_other_layers(monkeypatch: pytest.MonkeyPatch) -> None:

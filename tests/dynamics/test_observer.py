@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import math
 import sqlite3
 from pathlib import Path
@@ -26,6 +27,7 @@ from lipscope.dynamics.quantities.probe import affordable
 from lipscope.dynamics.quantities.scene import Scene, Subject
 from lipscope.dynamics.quantities.spectrum import spectrum_readings
 from lipscope.dynamics.quantities.upper import certified_radius
+from lipscope.dynamics.recorder import Entry, Recorder
 from lipscope.dynamics.store import Run
 from lipscope.dynamics.view import View
 
@@ -59,10 +61,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[dict[str,
 
 def test_every_quantity_of_the_table_has_readings(whole: tuple[Run, list[dict[str, Tensor]], nn.Module]) -> None:
     run, _, _ = whole
-    # Without micro-batches or ranks there are no parts of a batch to tell apart.
-    assert {series.quantity for series in run.all_series()} == {*TABLE, "observer"} - {"batch-noise"}
+    # Without micro-batches or ranks there are no parts of a batch to tell apart; no bound is carried far enough to be loose.
+    silent = {"batch-noise", "norm-renewals"}
+    assert {series.quantity for series in run.all_series()} == {*TABLE, "observer"} - silent
     assert [e.message for e in run.events() if e.kind == "trouble"] == []
+    for series in run.all_series():
+        assert np.isfinite(series.value).any(), (series.quantity, series.name, series.layer)
     assert run.steps.tolist() == list(range(16))
+    assert run.series("steps_read").value[-1] == 1.0, "every step was read"
     assert {row.group for row in TABLE.values()} == set(PRESETS["default"].groups)
 
 
@@ -95,6 +101,70 @@ def test_norms_are_those_of_the_weights(whole: tuple[Run, list[dict[str, Tensor]
         ]
         assert path.value.tolist() == pytest.approx(np.cumsum(jumps).tolist(), rel=1e-4)
         assert run.series("update_norm", layer).value.tolist() == pytest.approx(jumps, rel=1e-4)
+
+
+def test_how_much_was_read_is_logged(tmp_path: Path) -> None:
+    """With a clock that training alone moves: two seconds a step."""
+    now = [0.0]
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = data()
+    with Observer(model, optimizer, probe=(x, y), run=tmp_path, preset="lite", start_step=5, clock=lambda: now[0]):
+        for _ in range(4):
+            optimizer.zero_grad()
+            LOSS(model(x), y).backward()
+            now[0] += 2.0
+            optimizer.step()
+    with open_run(tmp_path) as run:
+        during = [s for s in run.all_series() if s.quantity != "observer"]
+        last = run.steps[-1]
+        # The last step is also read once more on leaving, which comes twice in the store and is no part of the loop.
+        before = sum(int(((s.step > 5) & (s.step < last)).sum()) for s in during)
+        share, rate = run.series("steps_read"), run.series("values_per_minute")
+        assert share.value[-1] == 1.0 and "this session's steps" in share.note[-1]
+        at = rate.value[rate.step == last - 1][-1]
+        assert at == pytest.approx(before / (2.0 * 3 / 60)) and "of training" in rate.note[-1]
+
+
+@pytest.mark.parametrize("own_data", [False, True])
+def test_noise_levels_are_those_of_single_gradients(own_data: bool, tmp_path: Path) -> None:
+    """Against one backward pass a sample, for the layers that are trained."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    model[2].requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    x, y = data()
+    reference = (x[:12] * 3, y[:12]) if own_data else None
+    with Observer(model, optimizer, loss=LOSS, probe=(x, y), reference=reference, run=tmp_path):
+        pass
+    inputs, targets = reference or (x, y)
+    count = len(inputs)
+    with open_run(tmp_path) as run:
+        assert run.layers("drift") == ["0", "4"]
+        joint = torch.zeros(count, dtype=torch.float64)
+        for layer in ("0", "4"):
+            weight = model[int(layer)].weight
+            assert isinstance(weight, nn.Parameter)
+            u, s, v = torch.linalg.svd(weight.detach().double())
+            single = [
+                torch.autograd.grad(LOSS(model(a[None]), b[None]), weight)[0]
+                for a, b in zip(inputs, targets, strict=True)
+            ]
+            seen = torch.stack([u[:, 0] @ g.double() @ v[0] for g in single])
+            joint += seen / s[0]
+            expected = {"drift": float(seen.mean()), "diffusion": float(seen.var()) / count}
+            for name, value in expected.items():
+                series = run.series(name, layer)
+                assert series.value[-1] == pytest.approx(value, rel=1e-4), (name, layer)
+                assert series.certainty[-1] == "estimate" and series.samples[-1] == count
+                note = series.note[-1]
+                assert f"{count} {'points of reference=' if own_data else 'probe points'}" in note
+                assert (
+                    f"[{float(inputs.min()):.4g}, {float(inputs.max()):.4g}]" in note and f"batches of {count}" in note
+                )
+            assert run.series("noise_curvature_level", layer).value[-1] > 0
+        assert run.series("diffusion").value[-1] == pytest.approx(float(joint.var()) / count, rel=1e-4)
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_margins_and_loss_are_those_of_the_probe(whole: tuple[Run, list[dict[str, Tensor]], nn.Module]) -> None:
@@ -184,7 +254,7 @@ def test_a_model_that_cannot_be_exported_has_no_bound_and_all_the_rest(tmp_path:
             self.inner = nn.Linear(6, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x) if x.detach().sum() > 0 else 2 * self.inner(x)
+            return self.inner(x) if x.detach().abs().sum() >= 0 else 2 * self.inner(x)  # always the first
 
     with observed(tmp_path, Branches(), 2) as run:
         upper = run.series("upper")
@@ -350,7 +420,7 @@ def test_misuse_is_refused_before_training(tmp_path: Path) -> None:
 
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"preset": "full"}, "expected a preset out of lite, default, research"),
-        ({"budget": -1.0}, "expected a budget as a share"),
+        ({"budget": -1.0}, "expected a budget above 0"),
         (
             {"probe": (torch.zeros(4, 5), y[:4])},
             r"expected a probe that the model accepts, got inputs of shape \[4, 5\]",
@@ -360,8 +430,9 @@ def test_misuse_is_refused_before_training(tmp_path: Path) -> None:
         ({"probe": "data"}, "expected probe=.inputs, targets., two tensors"),
         ({"probe": (x.to("meta"), y)}, "expected a probe on cpu, where the model is, got one on meta"),
         ({"probe": (x, y.to("meta"))}, "expected the probe's targets on cpu"),
-        ({"reference": x}, "expected loss= and targets beside reference="),
-        ({"reference": (torch.zeros(2, 3), y[:2])}, "expected a probe that the model accepts"),
+        ({"reference": x}, "expected reference=.inputs, targets., .* got inputs without targets"),
+        ({"reference": (x, y), "loss": None}, "expected loss= beside reference="),
+        ({"reference": (torch.zeros(2, 3), y[:2])}, "expected a reference that the model accepts"),
         ({"quantities": [Weights()]}, "expected quantities with names of their own, got 'weights'"),
     ]
     for options, message in wrong:
@@ -470,6 +541,18 @@ def test_the_command_tells_and_exports(
     assert left.value.code in (0, None)
     told = capsys.readouterr().err
     assert "16 observed steps up to step 15" in told and (tmp_path / "a.csv").exists()
+    assert "(at step" not in told, "everything was read at the last step"
+    recorder = Recorder(tmp_path / "b")
+    recorder.record(Entry(3, 1.0, [("upper", Reading("upper", 1.2345611, "computed"))]))  # rounded up, as a bound
+    recorder.record(Entry(5, 2.0, [("probe-lipschitz", Reading("lower", 2.0, "measured"))]))
+    recorder.close()
+    with pytest.raises(SystemExit):
+        main(["runs", str(tmp_path / "b"), "--json"])
+    assert json.loads(capsys.readouterr().out)["last_at"] == {"upper": 3, "lower": 5}
+    with pytest.raises(SystemExit):
+        main(["runs", str(tmp_path / "b")])
+    lines = [line.split() for line in capsys.readouterr().err.splitlines()]
+    assert ["lower", "2"] in lines and ["upper", "1.23457", "(at", "step", "3)"] in lines
     with pytest.raises(SystemExit) as left:
         main(["runs", str(tmp_path)])
     assert left.value.code == 2 and "found no run.sqlite" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,10 @@ def test_wandb_offline_run_holds_the_readings(tmp_path: Path, monkeypatch: pytes
     assert (summary[STEP], summary["lipscope/upper/upper"], summary["lipscope/identity/flow/fc.1"]) == (7, 2.5, -0.25)
     writer.close()
     (stored,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    for _ in range(200):  # another process writes it
+        if b"lipscope/identity/flow/fc.1" in stored.read_bytes():
+            break
+        time.sleep(0.05)
     assert b"lipscope/identity/flow/fc.1" in stored.read_bytes()
 
 

@@ -14,7 +14,8 @@ from lipscope.claims.errors import UsageError
 from lipscope.dynamics.identity import LayerTerms, StepTerms
 from lipscope.dynamics.noise import NoiseLevel, NoiseLevels, per_sample_noise
 from lipscope.dynamics.operator_calculus import second_derivative
-from lipscope.dynamics.sde import Coefficients, LayerCoefficients, coefficients, forecast, observed_coefficients
+from lipscope.dynamics.prediction import Coefficients, LayerCoefficients, forecast
+from lipscope.dynamics.sde import coefficients, observed_coefficients
 from lipscope.dynamics.track import IdentityTracker
 
 

@@ -14,7 +14,8 @@ import pytest
 from lipscope.claims.errors import UsageError
 from lipscope.claims.quantity import Reading
 from lipscope.dynamics import recorder as recording
-from lipscope.dynamics.recorder import Entry, ObserverWarning, Recorder, network_disk
+from lipscope.dynamics.disk import network_disk
+from lipscope.dynamics.recorder import Entry, ObserverWarning, Recorder
 from lipscope.dynamics.store import FILE, is_run, open_run
 
 
@@ -254,12 +255,48 @@ def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout is not None and child.stdout.readline() == "open\n"
-        with pytest.raises(UsageError, match="another process is recording"):
+        with pytest.raises(UsageError, match="of this process or of another one, is recording"):
             Recorder(tmp_path)
         child.kill()
     written(tmp_path, range(2))  # a killed process has let go
     with open_run(tmp_path) as run:
         assert [s.state for s in run.sessions] == ["stopped", "finished"]
+
+
+TRY = (
+    "import sys, pathlib\nfrom lipscope.dynamics.recorder import Recorder\nRecorder(pathlib.Path(sys.argv[1])).close()"
+)
+
+
+def test_two_recorders_of_one_process_do_not_write_one_run(tmp_path: Path) -> None:
+    first = Recorder(tmp_path)
+    with pytest.raises(UsageError, match="close that observer first"):
+        Recorder(tmp_path)
+    # That the second one was refused does not let go of the first one's lock.
+    other = subprocess.run([sys.executable, "-c", TRY, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert other.returncode and "is recording into" in other.stderr
+    first.record(entry(1, a=1.0))
+    first.close()
+    written(tmp_path, range(2, 4))
+    with open_run(tmp_path) as run:
+        assert run.steps.tolist() == [1, 2, 3] and [s.state for s in run.sessions] == ["finished", "finished"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_does_not_hold_the_run(tmp_path: Path) -> None:
+    """As workers that load data are, which may outlive a trainer that was killed."""
+    code = (
+        "import os, sys, time, pathlib\nfrom lipscope.dynamics.recorder import Recorder\n"
+        "r = Recorder(pathlib.Path(sys.argv[1]))\n"
+        "if os.fork() == 0:\n    print('forked', flush=True)\n    sys.stdin.read()\nelse:\n    time.sleep(100)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == "forked\n"
+        parent.kill()
+        os.waitid(os.P_PID, parent.pid, os.WEXITED | os.WNOWAIT)
+        Recorder(tmp_path).close()
 
 
 MOUNTS = "/dev/sda1 / ext4 rw 0 0\nserver:/x /net nfs4 rw 0 0\nu@h: /home/a\\040b fuse.sshfs rw 0 0\n"

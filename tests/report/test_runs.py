@@ -46,6 +46,47 @@ def test_thinned_lines_keep_ends_and_extremes(values: list[float], most: int) ->
     assert (kept == value[step]).all()
 
 
+def test_alerts_that_come_again_are_told_once_and_warnings_first(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, META, INFO)
+    layers = [f"block.{k}" for k in range(14)]
+    for step in range(5):
+        rows = [("gap", "info", layer, f"turned at {step}", 1.0) for layer in layers[: 14 if step == 1 else 2]]
+        first = [("takes-over", "warning", "head", "it takes over", 9.0)] if step == 0 else []
+        recorder.record(Entry(step, 1.7e9 + step, entry(step).readings, [*first, *rows]))
+    recorder.close("finished")
+    facts = facts_of(tmp_path)
+    assert [(a.kind, a.layer, a.step, n) for a, n in facts.told[:4]] == [
+        ("takes-over", "head", 0, 1), ("gap", "block.0", 4, 5), ("gap", "block.1", 4, 5), ("gap", "block.2", 1, 1)
+    ]  # fmt: skip
+    write_report([tmp_path], tmp_path / "a.html")
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert page.index("it takes over") < page.index("turned at 4") and page.count("turned at 4") == 2
+    assert "(the last of 5)" in page and "3 more kinds or layers" in page
+
+
+def test_layers_stand_in_the_order_of_the_model(tmp_path: Path) -> None:
+    """Normalizations are followed by the identity alone, which is written after the other norms."""
+    rows = [("layer-norms", Reading("norm", 1.0, "estimate", layer)) for layer in ("conv", "head")]
+    rows += [("identity", Reading(n, 1.0, "measured", x)) for x in ("conv", "bn", "head") for n in ("norm", "change")]
+    recorder = Recorder(tmp_path, META, INFO)
+    recorder.record(Entry(0, 1.7e9, rows))
+    recorder.close("finished")
+    assert facts_of(tmp_path).layers_of("norm") == ["conv", "bn", "head"]
+
+
+def test_the_page_tells_how_much_was_read(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, META, INFO)
+    own = [
+        ("observer", Reading("steps_read", 0.0125, "measured")),
+        ("observer", Reading("values_per_minute", 5097.4, "measured")),
+    ]
+    recorder.record(Entry(3, 1.7e9, [*entry(3).readings, *own]))
+    recorder.close("finished")
+    write_report([tmp_path], tmp_path / "a.html")
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "At 1.25 % of the steps something was read, 5,097 values a minute of training." in page
+
+
 def test_facts(tmp_path: Path) -> None:
     facts = facts_of(write_run(tmp_path / "a"))
     assert (facts.source, facts.state, facts.last_step) == ("a", "finished", 195)
@@ -183,3 +224,13 @@ def test_the_report_of_runs_needs_no_torch(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (tmp_path / "p.html").exists()
+
+
+def test_the_table_of_runs_says_which_step_a_bound_is_of(tmp_path: Path) -> None:
+    """Beside a measured value of a later step it would look like a bound below it."""
+    late = write_run(tmp_path / "late", range(0, 200, 5))  # bounds at every tenth step, the last look is at 195
+    write_run(tmp_path / "same", range(0, 200, 10))
+    write_report([late, tmp_path / "same"], tmp_path / "a.html")
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    table = page[page.index("Runs side by side") : page.index("runs-c-comparison")]
+    assert table.count("at step") == 1 and "at step 190" in table

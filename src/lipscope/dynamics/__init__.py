@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from lipscope.dynamics.noise import NoiseLevels, micro_batch_noise, per_sample_noise
     from lipscope.dynamics.observer import Observer
     from lipscope.dynamics.operator_calculus import first_derivative, second_derivative, third_derivative
+    from lipscope.dynamics.prediction import forecast
     from lipscope.dynamics.recorder import ObserverWarning
-    from lipscope.dynamics.sde import coefficients, forecast, observed_coefficients
+    from lipscope.dynamics.sde import coefficients, observed_coefficients
     from lipscope.dynamics.store import open_run
     from lipscope.dynamics.track import IdentityTracker
 
@@ -27,7 +28,7 @@ _HOMES = {
     "coefficients": "lipscope.dynamics.sde",
     "export_csv": "lipscope.dynamics.export",
     "first_derivative": "lipscope.dynamics.operator_calculus",
-    "forecast": "lipscope.dynamics.sde",
+    "forecast": "lipscope.dynamics.prediction",
     "micro_batch_noise": "lipscope.dynamics.noise",
     "observed_coefficients": "lipscope.dynamics.sde",
     "open_run": "lipscope.dynamics.store",

@@ -24,11 +24,15 @@ SLOPE_WINDOW = 6
 SLOPE_CHANGE = 0.5
 """A change of that slope by more than this, and by more than four standard errors, is an alert."""
 
+RANK_SLACK = 0.5
+"""So far below the rank that is needed a Jacobian's is an alert, which ends only where the rank is reached again: a mean over
+the probe misses a whole number by a little at every look."""
+
 FALL = 0.5
 """Margin per Lipschitz has fallen if it is below this share of its best value so far."""
 
-Q_RATIO = 0.5
-"""Above, the expansion of the operator norm is not valid at the step."""
+CROSSING = 0.5
+"""Above this ratio another singular vector may come on top within the step, and the identity is not valid for it."""
 
 SETTLED = 20.0
 """Seconds of training after which the overhead is judged."""
@@ -122,7 +126,7 @@ class Watchman:
         (before, error), (after, other) = (_slope(part) for part in (points[:SLOPE_WINDOW], points[SLOPE_WINDOW:]))
         change = after - before
         sure = abs(change) > max(SLOPE_CHANGE, 4 * math.hypot(error, other))
-        text = f"the Lipschitz value on the probe grew like step^{before:.2f}, and now like step^{after:.2f}"
+        text = f"the Lipschitz value on the probe grew like step^{round(before, 2) + 0.0:.2f}, and now like step^{round(after, 2) + 0.0:.2f}"
         return self._begins(sure, Alert("slope-changed", text, "info", value=change))
 
     def _margin(self, margin: Reading | None) -> list[Alert]:
@@ -137,14 +141,16 @@ class Watchman:
         if rank is None or self.needed_rank is None:
             return []
         text = f"the Jacobian has rank {rank.value:.1f} (to 1e-2) on the probe, {self.needed_rank} are needed to tell the classes"
-        return self._begins(rank.value < self.needed_rank, Alert("jacobian-rank", text, value=rank.value))
+        held = ("jacobian-rank", "") in self._active
+        short = self.needed_rank - rank.value > (0 if held else RANK_SLACK)
+        return self._begins(short, Alert("jacobian-rank", text, value=rank.value))
 
     def _gap(self, readings: Readings) -> list[Alert]:
         found = []
         for quantity, r in readings:
             if quantity == "identity" and r.name == "q_ratio":
                 text = f"the step turns the top singular pair of {r.layer!r} too far (ratio {r.value:.2f}): its terms do not hold here"
-                found += self._begins(r.value > Q_RATIO, Alert("gap", text, "info", r.layer, r.value))
+                found += self._begins(r.value > CROSSING, Alert("gap", text, "info", r.layer, r.value))
         return found
 
     def _upper(self, upper: Reading | None) -> list[Alert]:

@@ -54,8 +54,8 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = {
     "lite": Preset(0.02, ("step", "probe")),
-    "default": Preset(0.05, ("step", "identity", "probe", "noise", "proof", "spectrum")),
-    "research": Preset(0.25, ("step", "identity", "probe", "noise", "proof", "spectrum")),
+    "default": Preset(0.05, ("step", "identity", "probe", "noise", "proof", "norms", "spectrum")),
+    "research": Preset(0.25, ("step", "identity", "probe", "noise", "proof", "norms", "spectrum")),
 }
 
 
@@ -69,10 +69,15 @@ def preset(name: str, budget: float | None = None) -> Preset:
         raise UsageError(f"expected a preset out of {', '.join(PRESETS)}, got {name!r}")
     if budget is None:
         return PRESETS[name]
-    if not (math.isfinite(budget) and 0 < budget <= 10):
+    if not (isinstance(budget, int | float) and 0 < budget <= 1):
+        meant = (
+            f"; {budget:g} % is budget={budget / 100:g}"
+            if isinstance(budget, int | float) and 1 < budget <= 100
+            else ""
+        )
         raise UsageError(
-            f"expected a budget as a share of the time of training, such as 0.05, got {budget}; to observe nothing, leave "
-            "the observer away"
+            f"expected a budget above 0 and at most 1, a share of the time of training such as 0.05 for 5 %, got {budget!r}"
+            f"{meant or '; to observe nothing, leave the observer away'}"
         )
     return Preset(float(budget), PRESETS[name].groups)
 
@@ -92,6 +97,7 @@ class Account:
         last: the step of the last reading.
         readings: how many there were.
         gap: steps between the last two.
+        saves: seconds that may be put by for a dear reading, whatever the last ones have cost.
     """
 
     name: str
@@ -104,13 +110,14 @@ class Account:
     last: int = -1
     readings: int = 0
     gap: int = 0
+    saves: float = 0.0
     _guessed: bool = False
     _costs: deque[float] = field(default_factory=lambda: deque(maxlen=5))
 
     @property
     def cap(self) -> float:
         """More than this the account does not need."""
-        return math.inf if self.cost is None else max(3.0 * self.cost, 1e-4)
+        return math.inf if self.cost is None else max(3.0 * self.cost, self.saves, 1e-4)
 
     def read(self, step: int, cost: float, paid: bool = True, rehearsed: bool = False) -> None:
         """A reading at a step has cost so many seconds.
@@ -142,6 +149,7 @@ def accounts(groups: tuple[str, ...]) -> list[Account]:
         "probe": Account("probe", 0.25, 50),
         "noise": Account("noise", 0.1, 200),
         "proof": Account("proof", 0.15, 10, thins=True),
+        "norms": Account("norms", 0.1, 20),
         "spectrum": Account("spectrum", 0.1, 10, thins=True),
         "extra": Account("extra", 0.2, 50),
     }

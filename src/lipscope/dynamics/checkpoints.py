@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lipscope.claims.errors import ModelError, UsageError
 from lipscope.claims.progress import Progress, silent
 from lipscope.claims.quantity import Quantity, Reading
-from lipscope.dynamics.panel import Loss, Panel, Sources, as_data
+from lipscope.dynamics.arguments import Loss, as_data
+from lipscope.dynamics.panel import Panel, Sources
 from lipscope.dynamics.shadow import unwrapped
 
 State = Mapping[str, Any]

@@ -20,14 +20,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lipscope.dynamics.alerts import CROSSING
 from lipscope.dynamics.expansions import Expansion
 
 SPLIT_TERMS = ("flow", "noise", "noise_curvature", "flow_curvature", "cross", "log_correction", "remainder")
 """Plain SGD with a reference gradient."""
 UPDATE_TERMS = ("gradient", "momentum", "decay", "curvature", "log_correction", "remainder")
 """Any optimizer: first order by parts, curvature of the whole; `remainder` is what no part explains (rounding, or all of it)."""
-CROSSING = 0.5
-"""Above this ratio another singular vector may come on top within the step, and the identity is not valid for it."""
 
 
 @dataclass(frozen=True)

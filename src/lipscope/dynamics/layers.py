@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from lipscope.bounds.problem import pose
 from lipscope.bounds.segments import segment
 from lipscope.claims.claim import Claim
+from lipscope.claims.rounding import sum_up
 from lipscope.dynamics.view import View, isolated
 from lipscope.network.graph import Graph
 from lipscope.network.nodes import Conv, Dense, Input, Node, Pad
@@ -42,9 +43,9 @@ class WatchedLayer:
         """The weight in use at this moment."""
         return self.module.weight.detach()  # type: ignore[operator]
 
-    def apply(self, x: Tensor) -> Tensor:
-        """The layer without its bias, at (B, ...)."""
-        weight, module = self.weight, self.module
+    def apply(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The layer without its bias and with this weight, at (B, ...)."""
+        module = self.module
         if isinstance(module, nn.Linear):
             return functional.linear(x, weight)
         assert isinstance(module, Convolution)
@@ -136,7 +137,7 @@ def watched_layers(view: View, inputs: Tensor) -> tuple[list[WatchedLayer], list
     handles = [m.register_forward_pre_hook(seen) for m in names if isinstance(m, kinds)]
     try:
         with isolated(view.device), torch.no_grad():
-            view.model(inputs[:1])
+            view.model(inputs)  # all of them: without running statistics a normalization refuses a single example
     finally:
         for handle in handles:
             handle.remove()
@@ -157,24 +158,38 @@ def watched_layers(view: View, inputs: Tensor) -> tuple[list[WatchedLayer], list
     return layers, notes
 
 
+GRAM_WORK = 4_000_000
+"""Multiplications up to which a change's Gram matrices are formed: a millisecond, as much as one product with a layer."""
+
+
 def perturbation_bound(layer: WatchedLayer, change: Tensor) -> float:
     """Upper bound of the operator norm of the layer with `change` as its weight, all rounding accounted for.
 
-    Dense: the Frobenius norm. Convolution: its tap t moves entries without copying any (zero or circular padding, any
-    stride, dilation and groups), so that the sum over taps of the norm of `change[:, :, t]` bounds it; that is at most
-    the square root of the number of taps times the Frobenius norm.
+    Dense: the Frobenius norm, or where that is cheap `|D D^T|_F^(1/2)`, which lies between it and the operator norm.
+    Convolution: its tap t moves entries without copying any (zero or circular padding, any stride, dilation and groups), so
+    that the sum over taps of such a bound of `change[:, :, t]` holds.
 
     Args:
         layer: with `spreads`.
         change: `fl(W - W0)` in the weights' own precision; its rounding is accounted for here.
     """
-    flat = change if isinstance(layer.module, nn.Linear) else change.flatten(2).movedim(2, 0)
-    taps = flat.reshape(1, -1) if isinstance(layer.module, nn.Linear) else flat.reshape(flat.shape[0], -1)
+    dense = isinstance(layer.module, nn.Linear)
+    taps = change[None] if dense else change.flatten(2).movedim(2, 0)
+    bound = _frobenius_bound(taps.flatten(1))
+    groups = 1 if dense else int(layer.module.groups)  # type: ignore[arg-type]
+    count, rows, columns = taps.shape
+    if count * rows * columns * min(rows // groups, columns) > GRAM_WORK or not math.isfinite(bound):
+        return bound
+    return min(bound, _gram_bound(taps.reshape(count, groups, rows // groups, columns)))
+
+
+def _frobenius_bound(taps: Tensor) -> float:
+    """The sum over the rows of their Euclidean norms, from above."""
     count = taps.shape[1]
     narrow = taps.dtype != torch.float64
-    unit = 2.0**-24 if narrow else 2.0**-53
+    unit = _unit(taps.dtype)
     if taps.dtype not in (torch.float32, torch.float64):
-        taps, unit = taps.float(), 2.0**-8  # half precision: the subtraction was rounded to 8 or more bits
+        taps = taps.float()
     total = float(torch.linalg.vector_norm(taps, dim=1).double().sum())
     # Each entry of `change` is off by u relative; a sum of n squares by (n + 2) u in any order, its root by one more; the
     # squares may underflow by less than n times the smallest number; the sum over taps is in float64.
@@ -185,3 +200,37 @@ def perturbation_bound(layer: WatchedLayer, change: Tensor) -> float:
     return float(
         np.nextafter((total * (1 + 2 * slack + (len(taps) + 4) * 2.0**-52) + 2 * lost) * (1 + 4 * unit), np.inf)
     )
+
+
+def _gram_bound(blocks: Tensor) -> float:
+    """The sum over taps (T, groups, m, n) of the largest block's `|D D^T|_F^(1/2)`, from above.
+
+    In float64, after a division by a power of two that brings the largest entry to between 1 and 2. With inner dimension k
+    the computed Gram matrix is off by at most `k u / (1 - k u) |D|_F^2` in Frobenius norm, whatever the order of its sums;
+    what underflows is below 1e-290. The change's own rounding, u' relative in every entry, moves the operator norm by at most
+    `u' |D|_F`.
+    """
+    unit = _unit(blocks.dtype)
+    largest = float(blocks.abs().max())
+    if largest == 0:
+        return math.inf  # what was flushed to zero is in the other bound
+    exponent = max(math.floor(math.log2(largest)), -1000)
+    exact = blocks.double() * math.ldexp(1.0, -exponent)
+    if exact.shape[2] > exact.shape[3]:
+        exact = exact.mT
+    gram = exact @ exact.mT
+    size = exact.shape[2] * max(exact.shape[3], exact.shape[2])
+    # Of the norms below, of the Gram matrix relative to |D|_F^2, and of the last steps.
+    slack = 2 * (size + 8) * 2.0**-53
+    squares = exact.square().sum((2, 3)) * (1 + 2 * slack)
+    norms = torch.linalg.vector_norm(gram, dim=(2, 3)) * (1 + slack) + slack * squares + 1e-290
+    each = norms.sqrt() + 2 * unit * squares.sqrt()
+    total = float(each.amax(1).sum()) * (1 + (len(blocks) + 8) * 2.0**-52)
+    # Subnormal numbers may count as zeros.
+    flushed = len(blocks) * math.sqrt(blocks[0].numel()) * torch.finfo(blocks.dtype).tiny
+    return sum_up([math.ldexp(float(np.nextafter(total, np.inf)), exponent), 2 * flushed])
+
+
+def _unit(dtype: torch.dtype) -> float:
+    """By how much, relatively, a difference in this precision is rounded at most; half precisions keep 8 bits or more."""
+    return {torch.float64: 2.0**-53, torch.float32: 2.0**-24}.get(dtype, 2.0**-8)

@@ -13,12 +13,25 @@ from torch import nn
 
 from lipscope.claims.errors import UsageError
 from lipscope.claims.quantity import Quantity, Reading
+from lipscope.dynamics.arguments import (
+    Loss,
+    as_data,
+    check_loss,
+    check_quantities,
+    check_reference,
+    device_of,
+    is_first_rank,
+    optimizer_settings,
+    own_optimizer,
+)
 from lipscope.dynamics.budget import Account, Controller, accounts
 from lipscope.dynamics.budget import preset as find_preset
-from lipscope.dynamics.panel import FIXED, Loss, Panel, Rows, Sources, as_data
+from lipscope.dynamics.panel import FIXED, Panel, Rows, Sources
 from lipscope.dynamics.quantities.batch_noise import averaged_ranks
 from lipscope.dynamics.quantities.identity_terms import IdentityTerms
+from lipscope.dynamics.quantities.layer_norms import NormRenewals
 from lipscope.dynamics.quantities.scene import StepWatch
+from lipscope.dynamics.self_report import SelfReport
 from lipscope.dynamics.shadow import unwrapped
 from lipscope.dynamics.view import is_compiled, isolated
 
@@ -57,8 +70,8 @@ class Observer:
         clock: seconds.
 
     Raises:
-        UsageError: probe, reference, preset or budget make no sense, the optimizer does not train this model, or the run's
-            folder has a store of another version.
+        UsageError: probe, reference, loss, preset or budget make no sense, the optimizer does not train this model, or the
+            run's folder has a store of another version or of another model.
         ModelError: the model cannot be copied.
     """
 
@@ -80,8 +93,9 @@ class Observer:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         chosen = find_preset(preset, budget)
-        self._optimizer = _own_optimizer(model, optimizer)
-        self.active = _first_rank()
+        self._optimizer = own_optimizer(model, optimizer)
+        self.active = is_first_rank()
+        self._closed = False
         self._handles: list[Any] = []
         self._due: list[Account] = []
         self._spent: dict[str, float] = {}
@@ -92,38 +106,39 @@ class Observer:
         self._began = clock()
         if not self.active:
             return
-        _check_loss(loss)
-        for quantity in quantities:
-            if not isinstance(quantity, Quantity):
-                raise UsageError(f"expected quantities with a name and read(moment), got {type(quantity).__name__}")
+        check_loss(loss)
+        check_quantities(quantities)
         sources = Sources(
             model, as_data(probe, "probe"), loss, None if reference is None else as_data(reference, "reference"),
             quantities, writers,
         )  # fmt: skip
-        if sources.reference is not None and (loss is None or sources.reference[1] is None):
-            raise UsageError(
-                "expected loss= and targets beside reference=, which is for gradients of the loss; got none"
-            )
+        check_reference(sources.reference, loss)
         groups = (*chosen.groups, *(("extra",) if quantities else ()))
         self._controller = Controller(chosen.budget, accounts(groups), clock)
         settings = {
-            "preset": preset, "budget": chosen.budget, "optimizer": _settings(optimizer), "seed": seed,
+            "preset": preset, "budget": chosen.budget, "optimizer": optimizer_settings(optimizer), "seed": seed,
             "reference": None if sources.reference is None else len(sources.reference[0]),
         }  # fmt: skip
-        with isolated(_device(model)):
+        with isolated(device_of(model)):
             self.panel = Panel(
                 sources, run, groups, settings, lambda: self._tracker(sources, groups), seed, chosen.budget
             )
-        if (batch := self.panel.batch) is not None:
-            batch.ranks, batch.clock = averaged_ranks(model), clock
-            if is_compiled(model):
-                batch.give_up()
         last = self.panel.recorder.last_step
         self.step = start_step if start_step is not None else (last or 0)
         self.panel.step = self.step
+        self._own = SelfReport(self._controller, self._optimizer, self.step)
         self.panel.resume(self.step)
         self.panel.tell("started" if last is None else "resumed", f"at step {self.step}")
-        if is_compiled(model):
+        self._look_inside(model)
+
+    def _look_inside(self, model: nn.Module) -> None:
+        """What wraps the model decides whose gradients can be listened to."""
+        compiled = is_compiled(model)
+        if (batch := self.panel.batch) is not None:
+            batch.ranks, batch.clock = averaged_ranks(model), self._clock
+            if compiled:
+                batch.give_up()
+        if compiled:
             self.panel.tell(
                 "compiled",
                 "the model is compiled, hooks do not fire in it: weights and updates are those of the compiled model, "
@@ -152,10 +167,19 @@ class Observer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.detach(failed=kind is not None)
+        self.detach("" if kind is None else f"{kind.__name__}: {error}" if str(error) else kind.__name__)
 
     def attach(self, hooks: bool = True) -> None:
-        """Read everything once and begin to watch; without `hooks`, `before_step` and `after_step` are left to the caller."""
+        """Read everything once and begin to watch; without `hooks`, `before_step` and `after_step` are left to the caller.
+
+        Raises:
+            UsageError: this observer was closed before.
+        """
+        if self._closed:
+            raise UsageError(
+                "expected an observer that was not used before, got one that is closed; make a new one with the same run=, "
+                "which goes on after its last step"
+            )
         if not self.active or self._handles:
             return
         groups = [a.name for a in self._controller.accounts]
@@ -172,6 +196,7 @@ class Observer:
             else:
                 rows += self._read(account.name)
             account.read(self.step, self._clock() - began, rehearsed=fixed, paid=False)
+            self._fund(account)
         rows += self._read("step")
         rows.append(("observer", Reading("setup_seconds", self._clock() - self._began, "measured")))
         self._safely(lambda: self.panel.record(self.step, rows))
@@ -193,11 +218,15 @@ class Observer:
             self._before(group, closure=False)
             self.panel.read([group], self.step)
 
-    def detach(self, failed: bool = False) -> None:
-        """Stop watching: after the last step everything is read once more, and the session is closed."""
+    def detach(self, failed: str = "") -> None:
+        """Stop watching: after the last step everything is read once more, and the session is closed.
+
+        Args:
+            failed: why training ended before its end; then nothing is read any more.
+        """
         if not self.active:
             return
-        self.active = False
+        self.active, self._closed = False, True
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -207,13 +236,14 @@ class Observer:
             began = self._clock()
             groups = [a.name for a in self._controller.accounts if a.name not in FIXED and a.last < self.step]
             rows = [row for group in groups for row in self._read(group)]
-            rows += self._own_readings()
+            rows += self._read("step")  # last, as at the beginning: from the bounds that were just proved
+            rows += self._own.readings(self.step)
             for tracker in self.panel.trackers:
                 for _ in range(self._skipped):
                     tracker.skip_step()
             rows.append(("observer", Reading("finish_seconds", self._clock() - began, "measured")))
             self._safely(lambda: self.panel.record(self.step, rows))
-        self._safely(lambda: self.panel.close("failed" if failed else "finished"))
+        self._safely(lambda: self.panel.close("failed" if failed else "finished", failed))
 
     # ------------------------------------------------------------------------------------------------------ steps
 
@@ -318,6 +348,7 @@ class Observer:
         rows: Rows = []
         charged = 0.0
         for account in self._due:
+            self._fund(account)
             began = self._clock()
             rows += self._read(account.name)
             spent = self._clock() - began
@@ -326,7 +357,8 @@ class Observer:
         if "identity" not in self._spent:
             self._skipped += 1
         if rows:
-            rows += self._own_readings()
+            self._own.count(len(rows))
+            rows += self._own.readings(self.step)
             self._safely(lambda: self.panel.record(self.step, rows, self._controller.training))
         self._due = []
         self._controller.sleep(self.step)
@@ -337,21 +369,11 @@ class Observer:
     def _read(self, group: str) -> Rows:
         return self._safely(lambda: self.panel.read([group], self.step)) or []
 
-    def _own_readings(self) -> Rows:
-        controller = self._controller
-        rate = self._optimizer.param_groups[0].get("lr")
-        found = [
-            Reading("overhead", controller.overhead, "measured", note="of the time of training, since the loop began"),
-            Reading("overhead_recent", controller.recent_overhead(), "measured", note="since the last observed step"),
-        ]
-        if rate is not None:
-            found.append(Reading("learning_rate", float(rate), "measured", note="of the first parameter group"))
-        for account in controller.accounts:
-            if account.last == self.step and account.gap:
-                found.append(
-                    Reading("interval", float(account.gap), "measured", account.name, note="steps since the last")
-                )
-        return [("observer", reading) for reading in found]
+    def _fund(self, account: Account) -> None:
+        """A reading of unequal cost is told what its account holds, which saves up for the dearest."""
+        for watch in self.panel.groups.get(account.name, []):
+            if isinstance(watch, NormRenewals):
+                watch.allowance, account.saves = account.balance, watch.dearest
 
     def _safely(self, action: Callable[[], Any]) -> Any:
         """What the action returns; if it fails, the user is told once and training goes on."""
@@ -360,43 +382,3 @@ class Observer:
         except Exception as error:  # noqa: BLE001 - must not reach training
             self.panel.trouble(f"observer {type(error).__name__}", f"observing failed: {type(error).__name__}: {error}")
             return None
-
-
-def _device(model: nn.Module) -> torch.device:
-    # Parameters on meta are nowhere: refused when the model is looked at.
-    return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
-
-
-def _check_loss(loss: object) -> None:
-    if loss is not None and not callable(loss):
-        raise UsageError(f"expected loss=, a function of outputs and targets, got {type(loss).__name__}")
-
-
-def _first_rank() -> bool:
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0)
-
-
-def _own_optimizer(model: nn.Module, optimizer: object) -> torch.optim.Optimizer:
-    inner = optimizer
-    while not isinstance(inner, torch.optim.Optimizer) and hasattr(inner, "optimizer"):
-        inner = inner.optimizer
-    while hasattr(inner, "optimizer") and isinstance(inner.optimizer, torch.optim.Optimizer):
-        inner = inner.optimizer  # wrapped by a library; the hooks belong to the one that does the step
-    if not isinstance(inner, torch.optim.Optimizer):
-        raise UsageError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"expected an nn.Module as model, got {type(model).__name__}")
-    trained = {id(p) for group in inner.param_groups for p in group["params"]}
-    if not any(id(p) in trained for p in model.parameters()):
-        raise UsageError(
-            f"expected an optimizer that trains the model, got one that has none of the parameters of {type(model).__name__}; "
-            "make the optimizer from the parameters of the model that is passed"
-        )
-    return inner
-
-
-def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    plain = (int, float, str, bool, type(None))
-    groups = [{k: v for k, v in g.items() if k != "params" and isinstance(v, plain)} for g in optimizer.param_groups]
-    return {"class": type(optimizer).__name__, "groups": groups}

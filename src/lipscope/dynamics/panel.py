@@ -17,20 +17,19 @@ from torch import Tensor, nn
 from lipscope.claims.errors import UsageError
 from lipscope.claims.quantity import Moment, Quantity, Reading
 from lipscope.dynamics.alerts import Watchman
+from lipscope.dynamics.arguments import Data, Loss, check_loss_value
 from lipscope.dynamics.layers import watched_layers
 from lipscope.dynamics.quantities import TABLE, Parts, make_quantities
 from lipscope.dynamics.quantities.batch_noise import BatchNoise
 from lipscope.dynamics.quantities.identity_terms import IdentityTerms
-from lipscope.dynamics.quantities.scene import Scene, Subject, Watch
+from lipscope.dynamics.quantities.scene import WHOLE, Scene, Subject, Watch, dtype_of, scale_of
 from lipscope.dynamics.recorder import Entry, Recorder, warn_user
-from lipscope.dynamics.view import View, check_probe, isolated
+from lipscope.dynamics.view import View, check_probe, isolated, seen_by_others
 
 if TYPE_CHECKING:
     from lipscope.dynamics.track import IdentityTracker
     from lipscope.dynamics.writers import Writer
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-Data = tuple[Tensor, Tensor | None]
 Rows = list[tuple[str, Reading]]
 
 FIXED = ("step", "identity")
@@ -58,21 +57,6 @@ class Sources:
     writers: Sequence[Writer] = ()
 
 
-def as_data(probe: object, what: str) -> Data:
-    """Inputs and targets of `(x, y)`, `(x,)` or `x`.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    parts = list(probe) if isinstance(probe, list | tuple) else [probe]
-    if not 1 <= len(parts) <= 2 or not isinstance(parts[0], Tensor) or not isinstance(parts[-1], Tensor | None):
-        kinds = ", ".join(type(p).__name__ for p in parts)
-        raise UsageError(f"expected {what}=(inputs, targets), two tensors, or inputs alone, got {kinds}")
-    inputs = parts[0].detach().clone()
-    targets = parts[1].detach().clone() if len(parts) == 2 and isinstance(parts[1], Tensor) else None
-    return inputs, targets
-
-
 class Panel:
     """Everything that is read of one model, and where it goes.
 
@@ -86,7 +70,7 @@ class Panel:
         budget: for the alert.
 
     Raises:
-        UsageError: the probe does not fit the model, two quantities have one name, or the store is refused.
+        UsageError: the probe does not fit the model or the loss, two quantities have one name, or the store is refused.
         ModelError: the model cannot be copied.
     """
 
@@ -105,10 +89,13 @@ class Panel:
         self.view = View(sources.model)
         inputs, targets = sources.probe
         outputs = check_probe(self.view, inputs, targets)
-        if sources.reference is not None:
-            check_probe(self.view, *sources.reference)
+        with isolated(self.view.device):
+            check_loss_value(sources.loss, outputs, targets)
+            if sources.reference is not None:
+                whole = check_probe(self.view, *sources.reference, "reference")
+                check_loss_value(sources.loss, whole, sources.reference[1], summed=False)
         layers, notes = watched_layers(self.view, inputs)
-        self.subject = Subject(self.view, inputs, layers, notes)
+        self.subject = Subject(self.view, inputs, layers, notes, joined=seen_by_others(self.view, inputs, outputs))
         parts = Parts(self.subject, targets, sources.loss, sources.reference or sources.probe, tracker())
         self.groups: dict[str, list[Watch]] = make_quantities(groups, parts)
         names = [q.name for q in sources.quantities]
@@ -117,7 +104,7 @@ class Panel:
                 raise UsageError(f"expected quantities with names of their own, got {name!r} twice or as one of ours")
         self._extra = list(sources.quantities)
         self._generator = torch.Generator(device="cpu").manual_seed(seed)
-        self._scale = _scale(inputs)
+        self._scale = scale_of(inputs)
         classes = outputs.shape[-1] if outputs.ndim == 2 and outputs.shape[1] > 1 else None
         labelled = targets is not None and not targets.is_floating_point()
         self._watchman = Watchman(classes - 1 if classes and labelled else None, budget)
@@ -126,6 +113,10 @@ class Panel:
         self.recorder = Recorder(run, {"model": self._model()}, _session(settings, inputs, self._scale))
         for note in notes:
             self.tell("layers", note)
+        if self.subject.joined:
+            self.trouble("examples", self.subject.joined)
+        if not inputs.is_floating_point():
+            self.trouble("whole numbers", WHOLE.format(dtype=dtype_of(inputs)))
 
     # --------------------------------------------------------------------------------------------------- reading
 
@@ -241,9 +232,9 @@ class Panel:
         warn_user(message)
         self.recorder.event(self.step, "trouble", message)
 
-    def close(self, state: str) -> None:
+    def close(self, state: str, reason: str = "") -> None:
         """End the session and the writers."""
-        self.tell(state, "")
+        self.tell(state, reason)
         self.recorder.close(state)
         for writer in self._sources.writers:
             try:
@@ -260,7 +251,10 @@ class Panel:
             }
             for layer in self.subject.layers
         ]  # fmt: skip
-        return {"class": type(live).__name__, "parameters": sum(p.numel() for p in live.parameters()), "layers": layers}
+        return {
+            "class": type(live).__name__, "parameters": sum(p.numel() for p in live.parameters()), "layers": layers,
+            "calls": {factor.name: factor.calls for tracker in self.trackers for factor in tracker.factors},
+        }  # fmt: skip
 
 
 def _session(settings: dict[str, Any], inputs: Tensor, scale: str) -> dict[str, Any]:
@@ -270,11 +264,6 @@ def _session(settings: dict[str, Any], inputs: Tensor, scale: str) -> dict[str, 
     }  # fmt: skip
     probe = {"shape": list(inputs.shape), "dtype": str(inputs.dtype), "scale": scale}
     return {"settings": settings, "environment": environment, "probe": probe}
-
-
-def _scale(inputs: Tensor) -> str:
-    exact = inputs.double()
-    return f"inputs in [{exact.min():.4g}, {exact.max():.4g}] with mean {exact.mean():.4g}"
 
 
 def _plain(reading: Reading) -> Reading:

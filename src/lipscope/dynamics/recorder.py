@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sqlite3
@@ -16,27 +15,8 @@ from typing import IO, Any
 
 from lipscope.claims.errors import UsageError
 from lipscope.claims.quantity import Reading
+from lipscope.dynamics.disk import hold, network_disk
 from lipscope.dynamics.store import APPLICATION, FILE, SCHEMA, VERSION, check_version
-
-fcntl = importlib.import_module("fcntl") if os.name == "posix" else None
-"""Locks of files; elsewhere two writers are not told apart."""
-
-NETWORK_DISKS = (
-    "nfs",
-    "cifs",
-    "smb",
-    "sshfs",
-    "9p",
-    "afs",
-    "ceph",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "gluster",
-    "davfs",
-    "vboxsf",
-)
-"""Beginnings of the names of file systems on which several machines share a file: WAL needs shared memory."""
 
 KEPT = 200
 """Steps that wait for a disk that is full or a file that is locked; the oldest are dropped first."""
@@ -79,29 +59,6 @@ class Entry:
     kept: Mapping[str, Any] = field(default_factory=dict)
 
 
-def network_disk(folder: Path, mounts: str | None = None) -> str | None:
-    """The kind of network file system that the folder is on, or None (also where that cannot be told).
-
-    Args:
-        folder: that exists.
-        mounts: in the format of `/proc/mounts`, which is read if it is None.
-    """
-    try:
-        text = Path("/proc/mounts").read_text(encoding="utf-8") if mounts is None else mounts
-    except OSError:
-        return None
-    place, best = folder.resolve(), (0, "")
-    for line in text.splitlines():
-        words = line.split(" ")
-        if len(words) < 3:
-            continue
-        point = Path(words[1].replace("\\040", " "))
-        if place == point or point in place.parents:
-            best = max(best, (len(point.parts), words[2]), key=lambda pair: pair[0])
-    kind = best[1].removeprefix("fuse.")
-    return kind if kind.startswith(NETWORK_DISKS) else None
-
-
 class Recorder:
     """Appends to the store of a run.
 
@@ -116,8 +73,8 @@ class Recorder:
         warn: told once about each kind of trouble.
 
     Raises:
-        UsageError: the folder holds a store of another version, another file of that name, or a run that another process
-            writes.
+        UsageError: the folder holds a store of another version, another file of that name, a run of another model, or a run
+            that another recorder writes.
     """
 
     def __init__(
@@ -217,7 +174,7 @@ class Recorder:
 
     def _open(self, meta: dict[str, Any], info: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._acquire()
+        self._lock = hold(self.folder)
         path = self.folder / FILE
         connection = sqlite3.connect(path, timeout=2.0, isolation_level=None, check_same_thread=False)
         self._connection = connection
@@ -231,6 +188,7 @@ class Recorder:
             ) from None
         if not fresh:
             check_version(connection, path)
+            _check_model(connection, meta.get("model"), self.folder)
         self._choose_journal(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
@@ -289,21 +247,6 @@ class Recorder:
             self._series[(series[0], series[1], series[2])] = i
         for i, *label in connection.execute("SELECT id, certainty, samples, note FROM labels"):
             self._labels[(label[0], label[1], label[2])] = i
-
-    def _acquire(self) -> None:
-        """Hold the lock of the folder; a process that dies lets go of it."""
-        if fcntl is None:
-            return
-        self._lock = (self.folder / "run.lock").open("w")
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"expected a run that nobody else writes, got {self.folder}, which another process is recording into; choose "
-                "another folder"
-            ) from None
-        except OSError:
-            pass  # a file system without locks: two writers are then not told apart
 
     def _release(self) -> None:
         if self._connection is not None:
@@ -364,3 +307,22 @@ class Recorder:
         if kind not in self._warned:
             self._warned.add(kind)
             self._warn(text)
+
+
+def _check_model(connection: sqlite3.Connection, model: Any, folder: Path) -> None:
+    """Raise `UsageError` if the run is of a model with other layers: its series would go on as another's."""
+    row = connection.execute("SELECT value FROM meta WHERE key = 'model'").fetchone()
+    known = None if row is None else json.loads(row[0])
+    if not isinstance(known, dict) or not isinstance(model, dict):
+        return
+    for key in ("layers", "parameters"):
+        if key in known and key in model and known[key] != json.loads(json.dumps(model[key])):
+            raise UsageError(
+                f"expected a new folder, or a run of this model ({_outline(model)}), got {folder} with a run of another "
+                f"({_outline(known)}); choose another folder with run="
+            )
+
+
+def _outline(model: dict[str, Any]) -> str:
+    layers = model.get("layers", [])
+    return f"{model.get('class', 'a model')} with {len(layers)} followed layers and {model.get('parameters', '?')} parameters"

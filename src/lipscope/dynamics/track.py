@@ -15,10 +15,10 @@ from torch.optim import Optimizer
 
 from lipscope.claims.errors import UsageError
 from lipscope.claims.quantity import Reading
+from lipscope.dynamics.alerts import CROSSING
 from lipscope.dynamics.expansions import Expansion
 from lipscope.dynamics.factors import Factor, list_factors
 from lipscope.dynamics.identity import (
-    CROSSING,
     LayerTerms,
     StepTerms,
     Totals,
@@ -38,6 +38,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 REHEARSED = 1e-3
 """How far beside the present weights a rehearsed step begins, relatively."""
 
+
+BY_REFERENCE = ("flow", "noise", "noise_curvature", "flow_curvature", "cross")
+"""Terms that need the gradient of the reference."""
 
 CLOSURE = (
     "gradients of this step were not known before it: the update is not split, its first order is in the remainder"
@@ -101,6 +104,7 @@ class IdentityTracker:
                 raise UsageError("expected a loss with a reference, got none; pass loss=")
             (inputs,) = as_inputs(reference[0], self._model)
             self._reference, self._twin = (inputs, reference[1].detach()), shadow(model)
+        self._about = "" if self._reference is None else _about(self._reference[0], self._model)
         self.totals = Totals()
         self._constant = sum(f.calls * _log(f.constant) for f in self.factors if f.operator is None)
         self._starts: dict[str, _Start] | None = None
@@ -258,13 +262,12 @@ class IdentityTracker:
         """The step as values to log. Norms and products are estimates; changes and terms are what this step did."""
         found = []
         for layer in step.layers:
-            found.append(Reading("norm", layer.norm_after, "estimate", layer.layer, note=layer.note))
-            found.append(Reading("gap", layer.gap, "estimate", layer.layer))
-            found.append(Reading("q_ratio", layer.q_ratio, "measured", layer.layer, note=layer.note))
-            found += [
-                Reading(name, value, "measured", layer.layer, note=layer.note)
-                for name, value in (("change", layer.change), *layer.terms.items(), ("residual", layer.residual))
-            ]
+            note = "; ".join(filter(None, ("float64", layer.note)))
+            found.append(Reading("norm", layer.norm_after, "estimate", layer.layer, note=note))
+            found.append(Reading("gap", layer.gap, "estimate", layer.layer, note="float64"))
+            found.append(Reading("q_ratio", layer.q_ratio, "measured", layer.layer, note=note))
+            parts = {"change": layer.change, **layer.terms, "residual": layer.residual}
+            found += [self._part(name, value, layer.layer, note) for name, value in parts.items()]
         unknown = "; ".join(f"{f.name!r}: {f.reason}" for f in self.factors if f.reason)
         found.append(Reading("log_product", step.log_product_after, "estimate", note=unknown))
         network = {"change": step.change, **step.terms, "residual": step.residual, "outside": step.outside}
@@ -272,10 +275,17 @@ class IdentityTracker:
             "change": self.totals.change, **self.totals.terms, "residual": self.totals.residual,
             "outside": self.totals.outside,
         }  # fmt: skip
-        found += [Reading(name, value, "measured") for name, value in network.items()]
-        found += [Reading(f"total_{name}", value, "measured") for name, value in totals.items()]
-        found.append(Reading("observed_share", self.totals.share, "measured"))
+        found += [self._part(name, value) for name, value in network.items()]
+        added = "added up over the observed steps, float64"
+        found += [Reading(f"total_{name}", value, "measured", note=added) for name, value in totals.items()]
+        found.append(Reading("observed_share", self.totals.share, "measured", note="of the optimizer steps of the run"))
         return found
+
+    def _part(self, name: str, value: float, layer: str = "", note: str = "float64") -> Reading:
+        """A part of a change; those that compare with the reference's gradient say what that is of."""
+        if name not in BY_REFERENCE or self._reference is None:
+            return Reading(name, value, "measured", layer, note=note)
+        return Reading(name, value, "measured", layer, len(self._reference[0]), f"{note}; {self._about}")
 
     def state_dict(self) -> dict[str, Any]:
         """The totals and the last log product, as plain numbers, to go on from later."""
@@ -295,6 +305,15 @@ class IdentityTracker:
                 self._last = float(state["last"])
         except (TypeError, KeyError, ValueError) as error:
             raise UsageError(f"expected the state of an IdentityTracker, got something else: {error}") from error
+
+
+def _about(inputs: Tensor, model: nn.Module) -> str:
+    """Of which data the reference's gradient is, and in which mode of the model."""
+    exact, mode = inputs.double(), "train" if model.training else "eval"
+    return (
+        f"gradient of {len(inputs)} points of reference= in the model's own mode ({mode} at first), "
+        f"{str(inputs.dtype).removeprefix('torch.')}, inputs in [{exact.min():.4g}, {exact.max():.4g}] with mean {exact.mean():.4g}"
+    )
 
 
 def _undefined(factor: Factor, reason: str) -> LayerTerms:

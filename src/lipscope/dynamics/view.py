@@ -7,6 +7,7 @@ modules (flags, hooks), its own buffers, and its own parameter objects without g
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,6 +96,19 @@ class View:
             self._double = double_copy(self.model)
         return self._double
 
+    @contextmanager
+    def differentiable(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the parameters of the twin, or of its copy in float64, ask for gradients where the model's own do."""
+        asking = {name for name, p in self.live.named_parameters() if p.requires_grad}
+        chosen = [p for name, p in model.named_parameters() if name in asking]
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter in chosen:
+                parameter.requires_grad_(False)
+
     def own_copy(self) -> nn.Module:
         """A copy whose parameters are its own, for code that is not known to leave them alone."""
         return copy.deepcopy(self.model).requires_grad_(False)
@@ -131,35 +145,66 @@ def _computes_weights(hook: object) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils.")
 
 
-def check_probe(view: View, inputs: Tensor, targets: Tensor | None) -> Tensor:
-    """The model's outputs at the probe.
+def check_probe(view: View, inputs: Tensor, targets: Tensor | None, what: str = "probe") -> Tensor:
+    """The model's outputs at the probe, or at other data, whose name is `what`.
 
     Raises:
-        UsageError: the probe is on another device, its shape does not fit, or inputs and targets differ in number.
+        UsageError: it is on another device, its shape does not fit, or inputs and targets differ in number.
     """
     if inputs.device != view.device:
         raise UsageError(
-            f"expected a probe on {view.device}, where the model is, got one on {inputs.device}; move it with .to(...)"
+            f"expected a {what} on {view.device}, where the model is, got one on {inputs.device}; move it with .to(...)"
         )
     if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
-        raise UsageError("expected a probe of finite numbers, got some that are nan or inf; look at the data")
+        raise UsageError(f"expected a {what} of finite numbers, got some that are nan or inf; look at the data")
     if inputs.ndim < 1 or len(inputs) == 0:
-        raise UsageError(f"expected a probe with at least one example, got shape {list(inputs.shape)}")
+        raise UsageError(f"expected a {what} with at least one example, got shape {list(inputs.shape)}")
     if targets is not None and (targets.ndim == 0 or len(targets) != len(inputs)):
         raise UsageError(
-            f"expected one target for each of the {len(inputs)} examples of the probe, got {list(targets.shape)}"
+            f"expected one target for each of the {len(inputs)} examples of the {what} (inputs of shape {list(inputs.shape)}, "
+            f"the first axis is the batch), got targets of shape {list(targets.shape)}"
         )
     if targets is not None and targets.device != inputs.device:
-        raise UsageError(f"expected the probe's targets on {inputs.device}, got them on {targets.device}")
+        raise UsageError(f"expected the {what}'s targets on {inputs.device}, got them on {targets.device}")
     try:
         with isolated(view.device), torch.no_grad():
             outputs = view.model(inputs)
     except Exception as error:
         raise UsageError(
-            f"expected a probe that the model accepts, got inputs of shape {list(inputs.shape)} and {inputs.dtype}, on which "
+            f"expected a {what} that the model accepts, got inputs of shape {list(inputs.shape)} and {inputs.dtype}, on which "
             f"{type(view.live).__name__} fails: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(outputs, Tensor) or outputs.ndim < 1 or len(outputs) != len(inputs):
         shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise UsageError(f"expected a model that returns one tensor with a row an example, got {shape}")
+        raise UsageError(
+            f"expected a model that returns one tensor with a row an example, got {shape}; a model with other outputs is "
+            "watched through a module that picks one"
+        )
     return outputs
+
+
+def seen_by_others(view: View, inputs: Tensor, outputs: Tensor) -> str:
+    """Why values that are about single examples are not, in words; empty where the first example alone gives its row.
+
+    Args:
+        view: with the model.
+        inputs: of the probe.
+        outputs: of the model at all of them, from `check_probe`.
+    """
+    if len(inputs) < 2:
+        return ""
+    try:
+        with isolated(view.device), torch.no_grad():
+            alone = view.model(inputs[:1])
+        largest = float(outputs.abs().max())
+        # Sums in another order differ by far less.
+        share = 0.1 if outputs.dtype in (torch.float16, torch.bfloat16) else 1e-2
+        if float((alone - outputs[:1]).abs().max()) <= share * largest or not math.isfinite(largest):
+            return ""
+        found = "it has another output alone than among the others"
+    except Exception as error:  # noqa: BLE001 - any model, any error
+        found = f"alone it gives {type(error).__name__}: {error}"
+    return (
+        f"an example of the probe depends on the others, or on chance, in eval mode ({found}): nothing is logged of "
+        "derivatives at single examples; a normalization without running statistics does that"
+    )

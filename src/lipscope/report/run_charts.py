@@ -173,6 +173,41 @@ def forces(facts: RunFacts) -> Figure | None:
     return _figure(data, 360, xaxis=_steps(), yaxis=_values("change of log of the product of norms"))
 
 
+def prediction(facts: RunFacts) -> Figure | None:
+    """The path of the stochastic differential equation with its band, beside what happened; crossed out if it does not hold."""
+    found = facts.prediction
+    if found is None:
+        return None
+    steps = np.array(found.forecast.steps)
+    path, sd, seen = (np.array(x) for x in (found.forecast.path, found.forecast.sd, found.observed))
+    data: list[Figure | None] = []
+    if found.forecast.sound:
+        band = [thin(steps, path + side * 2 * sd) for side in (-1, 1)]
+        for (at, edge), fill in zip(band, ({}, {"fill": "tonexty", "fillcolor": colour("c1-soft")}), strict=True):
+            data.append({
+                "type": "scatter", "mode": "lines", "x": at.tolist(), "y": [float(f"{v:.5g}") for v in edge], "hoverinfo": "skip",
+                "line": {"width": 0}, "name": "two standard deviations", "showlegend": bool(fill), **fill,
+            })  # fmt: skip
+    at, value = thin(steps, path)
+    name = "forecast" if found.forecast.sound else "no forecast: it does not hold here"
+    line = (
+        {"color": colour("c1"), "width": 2}
+        if found.forecast.sound
+        else {"color": colour("muted"), "width": 1, "dash": "dot"}
+    )
+    data.append({
+        "type": "scatter", "mode": "lines" if found.forecast.sound else "lines+markers", "name": name, "x": at.tolist(),
+        "y": [float(f"{v:.5g}") for v in value], "line": line, "marker": {"symbol": "x-thin", "size": 5, "line": {"color": colour("muted"), "width": 1}},
+        "hovertemplate": f"step %{{x}}<br>{name} %{{y:.4g}}<extra></extra>",
+    })  # fmt: skip
+    at, value = thin(steps, seen)
+    data.append({
+        "type": "scatter", "mode": "lines", "name": "what happened", "x": at.tolist(), "y": [float(f"{v:.5g}") for v in value],
+        "line": {"color": colour("ink"), "width": 2.5}, "hovertemplate": "step %{x}<br>what happened %{y:.4g}<extra></extra>",
+    })  # fmt: skip
+    return _figure(data, 320, xaxis=_steps(), yaxis=_values("change of log of the product of norms"))
+
+
 def spectra(facts: RunFacts) -> Figure | None:
     """Singular values of the Jacobian of every layer's output by the input, at the last look."""
     layers = facts.layers_of("singular_value_1") or ([""] if facts.latest("singular_value_1") else [])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lipscope.dynamics.store import Alert, Event, Run, Series
+from lipscope.report.predictions import Prediction, predict
 
 FORCES = (
     "flow",
@@ -27,8 +29,6 @@ FORCES = (
     "remainder",
 )
 """The terms of the pathwise identity, in the order in which they are stacked."""
-
-SHOWN_ALERTS = 12
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class RunFacts:
         settings: words about the run, for a list.
         budget: the share of the training time that the observer may take.
         token: changes whenever something was added.
+        identity: its series, by (name, layer).
+        calls: how often the network uses a layer, if not once.
     """
 
     id: str
@@ -74,6 +76,8 @@ class RunFacts:
     settings: tuple[tuple[str, str], ...]
     budget: float | None
     token: str
+    identity: Mapping[tuple[str, str], Series] = field(default_factory=dict)
+    calls: Mapping[str, int] = field(default_factory=dict)
 
     template = "run.html"
 
@@ -100,8 +104,10 @@ class RunFacts:
         return (np.zeros(0, dtype=np.int64), np.zeros(0)) if found is None else (found.step, found.value)
 
     def layers_of(self, name: str) -> list[str]:
-        """The layers that have a series of this name, in the order of writing."""
-        return [layer for other, layer in self.series if other == name and layer]
+        """The layers that have a series of this name: in the order of the model where the identity knows it."""
+        found = [layer for other, layer in self.series if other == name and layer]
+        order = {layer: k for k, layer in enumerate(x for other, x in self.series if other == "change" and x)}
+        return sorted(found, key=lambda layer: order[layer]) if set(found) <= set(order) else found
 
     def note(self, name: str, layer: str = "") -> str:
         """The last remark to a series."""
@@ -131,11 +137,27 @@ class RunFacts:
         proved = steps[np.isfinite(values)]
         return int(proved[-1]) if proved.size else None
 
+    @cached_property
+    def prediction(self) -> Prediction | None:
+        """Of the stochastic differential equation; None where the steps were not split into flow and noise."""
+        return predict(self.identity, self.calls)
+
     @property
     def missing_upper(self) -> str:
         """Why the last upper bound is missing, in words; empty if there is one, or none was asked for."""
         _, values = self.values("upper")
         return self.note("upper") if values.size and not math.isfinite(values[-1]) else ""
+
+    @property
+    def told(self) -> list[tuple[Alert, int]]:
+        """The last alert of every kind and layer, and how many there were: warnings first, then the latest."""
+        last: dict[tuple[str, str], Alert] = {}
+        count: dict[tuple[str, str], int] = {}
+        for alert in self.alerts:
+            key = alert.kind, alert.layer
+            last[key], count[key] = alert, count.get(key, 0) + 1
+        chosen = sorted(last.values(), key=lambda a: (a.severity != "warning", -a.step))
+        return [(alert, count[alert.kind, alert.layer]) for alert in chosen]
 
     @property
     def closure(self) -> float | None:
@@ -167,8 +189,14 @@ def gather_run(run: Run, name: str) -> RunFacts:
         tuple(_settings(meta, info)), float(budget) if isinstance(budget, int | float) else None,
         f"{run.last_id}-{len(alerts)}-{len(events)}-{state}",
     )  # fmt: skip
-    layers = meta.get("model", {}).get("layers", [])
-    return replace(facts, layers=tuple(_layer(facts, str(layer["name"]), str(layer["kind"])) for layer in layers))
+    model = meta.get("model", {})
+    layers = model.get("layers", [])
+    return replace(
+        facts,
+        layers=tuple(_layer(facts, str(layer["name"]), str(layer["kind"])) for layer in layers),
+        identity={(s.name, s.layer): s for s in run.all_series() if s.quantity == "identity"},
+        calls=model.get("calls", {}),
+    )
 
 
 def _layer(facts: RunFacts, name: str, kind: str) -> LayerRow:

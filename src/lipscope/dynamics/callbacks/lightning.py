@@ -86,4 +86,4 @@ class LipschitzCallback(_Base):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Stop watching a training that failed."""
         if self.observer is not None:
-            self.observer.detach(failed=True)
+            self.observer.detach(f"{type(exception).__name__}: {exception}")

@@ -12,7 +12,7 @@ from lipscope.claims.errors import ModelError
 from lipscope.dynamics.factors import list_factors
 from lipscope.dynamics.quantities.batch_noise import BatchNoise
 from lipscope.dynamics.quantities.identity_terms import IdentityTerms
-from lipscope.dynamics.quantities.layer_norms import LayerNorms, NormProofs
+from lipscope.dynamics.quantities.layer_norms import LayerNorms, NormProofs, NormRenewals
 from lipscope.dynamics.quantities.noise_levels import NoiseLevels
 from lipscope.dynamics.quantities.probe import Margins, PairMidpoints, ProbeLipschitz
 from lipscope.dynamics.quantities.scene import Subject, Watch
@@ -70,7 +70,15 @@ class Row:
 
 def _noise(parts: Parts) -> Watch | None:
     inputs, targets = parts.noise_data
-    return None if targets is None or parts.loss is None else NoiseLevels(inputs, targets, parts.loss)
+    if targets is None or parts.loss is None or len(inputs) < 2 or parts.subject.joined:
+        return None
+    points = "probe points" if inputs is parts.subject.inputs else "points of reference="
+    return NoiseLevels(inputs, targets, parts.loss, points)
+
+
+def _by_inputs(make: Callable[[Parts], Watch]) -> Callable[[Parts], Watch | None]:
+    """Only where the inputs are numbers that can be moved a little, each example by itself."""
+    return lambda parts: make(parts) if parts.subject.inputs.is_floating_point() and not parts.subject.joined else None
 
 
 TABLE: dict[str, Row] = {
@@ -79,18 +87,19 @@ TABLE: dict[str, Row] = {
     "identity": Row(
         "identity", 0, "a decomposition a layer", lambda p: None if p.tracker is None else IdentityTerms(p.tracker)
     ),
-    "probe-lipschitz": Row("probe", 1, "a backward pass an output", lambda p: p.lipschitz),
+    "probe-lipschitz": Row("probe", 1, "a backward pass an output", _by_inputs(lambda p: p.lipschitz)),
     "margins": Row("probe", 1, "a forward pass", lambda p: Margins(p.lipschitz)),
     "noise": Row("noise", 2, "two passes", _noise),
     "batch-noise": Row(
         "noise", 2, "a projection a micro-batch", lambda p: None if p.tracker is None else BatchNoise(p.tracker.factors)
     ),
     "norm-proofs": Row("proof", 3, "a verified norm a layer", lambda p: NormProofs(p.followed, p.subject.layers)),
+    "norm-renewals": Row("norms", 1, "a verified norm", lambda p: NormRenewals(p.followed, p.subject.layers)),
     "upper": Row("proof", 3, "a proved bound, seconds at most", lambda p: p.upper),
     "radii": Row("proof", 3, "an interval a probe point", lambda p: CertifiedRadii(p.upper)),
-    "spectrum": Row("spectrum", 3, "Jacobians of every layer in float64", lambda p: JacobianSpectrum()),
+    "spectrum": Row("spectrum", 3, "Jacobians of every layer in float64", _by_inputs(lambda p: JacobianSpectrum())),
     "features": Row("spectrum", 3, "a forward pass a layer", lambda p: FeatureDimension()),
-    "convex": Row("spectrum", 3, "a backward pass an output", lambda p: PairMidpoints()),
+    "convex": Row("spectrum", 3, "a backward pass an output", _by_inputs(lambda p: PairMidpoints())),
 }
 """Every quantity of the observer's own; within a group they are read in this order."""
 

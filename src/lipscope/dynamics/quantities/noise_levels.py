@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor
 
 from lipscope.claims.quantity import Reading
-from lipscope.dynamics.quantities.scene import Scene
+from lipscope.dynamics.quantities.scene import Scene, dtype_of, scale_of
 
 
 class NoiseLevels:
@@ -20,15 +20,21 @@ class NoiseLevels:
 
     name = "noise"
 
-    def __init__(self, inputs: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self._data = inputs, targets, loss
+    def __init__(
+        self, inputs: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor], points: str = "probe points"
+    ) -> None:
+        self._inputs, self._targets, self._loss, self._points = inputs, targets, loss, points
 
     def read(self, scene: Scene) -> Iterable[Reading]:
         """One set of values a layer, and the variance across layers."""
         from lipscope.dynamics.noise import per_sample_noise
 
-        levels = per_sample_noise(scene.model, *self._data)
-        note = "; ".join(filter(None, (scene.about(levels.samples), levels.note)))
+        model, inputs = scene.precise(self._inputs)
+        with scene.subject.view.differentiable(model):
+            levels = per_sample_noise(model, inputs, self._targets, self._loss)
+        count = levels.samples
+        about = scene.about(count, dtype_of(inputs), f"for batches of {count}", self._points, scale_of(self._inputs))
+        note = "; ".join(filter(None, (about, levels.note)))
         for level in levels.layers:
             values = {"drift": level.drift, "diffusion": level.variance, "noise_curvature_level": level.curvature}
             for name, value in values.items():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipscope.claims.quantity import Reading
 from lipscope.dynamics.pointwise import pointwise_norms
-from lipscope.dynamics.quantities.scene import POINTS, Scene
+from lipscope.dynamics.quantities.scene import POINTS, Scene, dtype_of, scale_of
 
 PASSES = 64 * POINTS
 """Backward passes of one point for a reading."""
@@ -27,9 +27,10 @@ class ProbeLipschitz:
 
     def read(self, scene: Scene) -> Iterable[Reading]:
         """The largest norm, mean, root mean square, median and 99th percentile."""
-        norms = pointwise_norms(scene.model, scene.inputs[: affordable(scene)])
+        model, inputs = scene.precise(scene.inputs[: affordable(scene)])
+        norms = pointwise_norms(model, inputs)
         self.latest = norms.lower
-        note = scene.about(norms.samples)
+        note = scene.about(norms.samples, dtype_of(inputs))
         values = {
             "lower": norms.lower, "mean": norms.mean, "rms": norms.rms, "p50": norms.quantile(0.5),
             "p99": norms.quantile(0.99),
@@ -112,6 +113,8 @@ class PairMidpoints:
         longest = lengths.argsort(descending=True)[: self.ENDS].tolist()
         middles = [(scene.inputs[i] + scene.inputs[j]) / 2 for i, j in combinations(sorted(longest), 2)]
         if middles:
-            norms = pointwise_norms(scene.model, torch.stack(middles[: affordable(scene)]))
-            note = scene.about(norms.samples, more=f"midpoints of pairs of the {len(longest)} longest inputs")
+            model, inputs = scene.precise(torch.stack(middles[: affordable(scene)]))
+            norms = pointwise_norms(model, inputs)
+            points = f"midpoints of pairs of the {len(longest)} longest probe points"
+            note = scene.about(norms.samples, dtype_of(inputs), points=points, scale=scale_of(inputs))
             yield Reading("lower_pairs", norms.lower, "measured", samples=norms.samples, note=note)

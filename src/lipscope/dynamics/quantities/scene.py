@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from lipscope.claims.errors import LipscopeError, ModelError, UnsupportedError
 from lipscope.claims.quantity import Moment, Reading
@@ -19,6 +20,13 @@ POINTS = 64
 """Of the probe, at most so many points have their Jacobians computed."""
 
 
+WHOLE = (
+    "the inputs are {dtype}, whole numbers, by which nothing can be differentiated: weights and losses are followed, the "
+    "Lipschitz constant by the inputs is not; pass the part of the model that takes the embedded inputs to have it"
+)
+"""Why nothing is read of the constant of a model that takes tokens."""
+
+
 @dataclass(eq=False)
 class Subject:
     """What is observed: the twin of the model, the probe's layers, and, once it is asked for, the graph.
@@ -28,6 +36,7 @@ class Subject:
         inputs: the probe.
         layers: dense layers and convolutions in the order of the forward pass.
         notes: what a reader must know about them.
+        joined: why the model is no function of single examples, in words; empty if it is one.
         made: whether the graph was tried.
         missing: why there is no graph, in words; empty if there is one.
         unknown: the operations without a rule, if that is why; then the constant counts as infinite.
@@ -37,6 +46,7 @@ class Subject:
     inputs: Tensor
     layers: list[WatchedLayer]
     notes: list[str] = field(default_factory=list)
+    joined: str = ""
     made: bool = False
     missing: str = ""
     unknown: bool = False
@@ -48,6 +58,12 @@ class Subject:
         if self.made:
             return
         self.made = True
+        if not self.inputs.is_floating_point():
+            self.missing = WHOLE.format(dtype=dtype_of(self.inputs))
+            return
+        if self.joined:
+            self.missing = self.joined
+            return
         try:
             with isolated(self.view.device):
                 self._template = Template(self.view.model, tuple(self.inputs.shape[1:]))
@@ -97,11 +113,29 @@ class Scene(Moment):
     subject: Subject
     scale: str
 
-    def about(self, samples: int, dtype: str = "", more: str = "") -> str:
-        """The note of a value that comes from the probe: mode, precision, number of points and scale of the inputs."""
-        precision = dtype or str(self.inputs.dtype).removeprefix("torch.")
-        text = f"eval mode, {precision}, {samples} probe points, {self.scale}"
+    def about(
+        self, samples: int, dtype: str = "", more: str = "", points: str = "probe points", scale: str = ""
+    ) -> str:
+        """The note of a value that comes from data: mode, precision, number of points and scale of the inputs."""
+        text = f"eval mode, {dtype or dtype_of(self.inputs)}, {samples} {points}, {scale or self.scale}"
         return f"{text}; {more}" if more else text
+
+    def precise(self, inputs: Tensor) -> tuple[nn.Module, Tensor]:
+        """The model and these inputs; in float64 where the inputs are in half precision, which is too coarse to measure."""
+        if inputs.is_floating_point() and inputs.dtype not in (torch.float32, torch.float64):
+            return self.subject.view.double(), inputs.double()
+        return self.model, inputs
+
+
+def dtype_of(inputs: Tensor) -> str:
+    """The name of its precision."""
+    return str(inputs.dtype).removeprefix("torch.")
+
+
+def scale_of(inputs: Tensor) -> str:
+    """The range and the mean of inputs, in words."""
+    exact = inputs.double()
+    return f"inputs in [{exact.min():.4g}, {exact.max():.4g}] with mean {exact.mean():.4g}"
 
 
 @runtime_checkable

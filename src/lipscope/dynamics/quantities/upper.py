@@ -64,14 +64,16 @@ class Upper:
             return
         self.latest = scene.step, winner.value
         chance = f", proved with probability 1 - {winner.failure:g}" if winner.failure else ""
-        yield Reading("upper", winner.value, "computed", note=f"{winner.method}, everywhere, eval mode{chance}")
+        yield Reading(
+            "upper", winner.value, "computed", note=f"{winner.method}, everywhere, eval mode, float64{chance}"
+        )
         product = next((c for c in found if c.method == "product" and c.value is not None), winner)
         if product.value is not None and product is not winner:
-            yield Reading("upper_product", product.value, "computed", note="product, everywhere, eval mode")
+            yield Reading("upper_product", product.value, "computed", note="product, everywhere, eval mode, float64")
         for row in product.layers:
-            yield Reading("layer_upper", row.upper, "computed", row.name, note=row.kind)
+            yield Reading("layer_upper", row.upper, "computed", row.name, note=f"{row.kind}, eval mode, float64")
             if row.lower is not None:
-                yield Reading("layer_lower", row.lower, "computed", row.name, note=row.kind)
+                yield Reading("layer_lower", row.lower, "computed", row.name, note=f"{row.kind}, eval mode, float64")
 
 
 class CertifiedRadii:
