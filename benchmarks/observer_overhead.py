@@ -227,7 +227,6 @@ def main() -> None:
     warnings.simplefilter("ignore")
     if options.peak:
         return print_peak(options.peak, options.way, options.steps)
-    begun = environment()
     ways: dict[str, Callable[..., tuple[float, float]]] = {"plain": lambda *a: train(*a, nothing)}
     for preset in ("lite", "default", "research"):
         ways[f"lipscope {preset}"] = lambda *a, preset=preset: train(*a, observed(preset))
@@ -235,21 +234,25 @@ def main() -> None:
     for name in MODELS:
         if options.only and options.only not in name:
             continue
-        here = dict(ways)
+        here, begun = dict(ways), environment()
         if options.peers and not name.startswith("ViT"):
             for configuration in ("economy", "business"):
                 here[f"cockpit {configuration}, every {EVERY}"] = train_cockpit(configuration, EVERY)
-        row = measure(name, options.rounds, options.scale, here)
+        row = measure(name, options.rounds, options.scale, here) | {
+            "environment": begun,
+            "rounds": options.rounds,
+            "batch": BATCH,
+        }
         if options.memory_steps:
             megabytes = {w: peak(name, w, options.memory_steps) for w in ("plain", "lite", "default", "research")}
             row["peak_megabytes"] = megabytes
             row["peak_ratio"] = {w: v / megabytes["plain"] for w, v in megabytes.items() if w != "plain"}
             print(name, {w: round(v) for w, v in megabytes.items()}, "MB at most", flush=True)
         rows.append(row)
-    report = {"environment": begun, "rounds": options.rounds, "batch": BATCH, "models": rows}
-    print(json.dumps(report, indent=1))
-    if options.save:
-        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    if options.save:  # rows of other models stay as they are
+        stored = {row["model"]: row for row in json.loads(RESULTS.read_text())["models"]} if RESULTS.exists() else {}
+        stored |= {row["model"]: row for row in rows}
+        RESULTS.write_text(json.dumps({"models": [stored[name] for name in MODELS if name in stored]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
