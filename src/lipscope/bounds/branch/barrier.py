@@ -19,14 +19,11 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, lapack
 
 from lipscope.bounds.branch.exact import Matrix
+from lipscope.bounds.quadratic.wanted import FAR, Wanted
 
 STEPS = 60
 """Newton steps for one centring."""
 GROWTH = 20.0
-
-
-FAR = 1 / 3
-"""The relative gap to which a start is centred of which nothing is known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,23 +39,6 @@ class Start:
     rho: float
     values: Matrix
     gap: float = FAR
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """When the search may stop.
-
-    Attributes:
-        deadline: `time.monotonic()` at which it stops.
-        enough: a rho that needs no improvement.
-        tolerance: relative gap of rho at which it stops.
-        coarse: the same where `enough` is out of reach.
-    """
-
-    deadline: float
-    enough: float
-    tolerance: float
-    coarse: float
 
 
 @dataclass(eq=False)
@@ -190,8 +170,7 @@ def descend(reads: Matrix, output: Matrix, slopes: Matrix, start: Start, wanted:
             now, own, factor = now + length * step[0], own + length * step[1:], trial
         gap = size / weight / now
         found.append(Start(now * rho, own * root**2 * rho, gap))
-        hopeless = gap < wanted.coarse and now * rho * (1 - gap) > wanted.enough
-        if not centred or gap < wanted.tolerance or now * rho <= wanted.enough or hopeless:
+        if not centred or wanted.met(now * rho, gap):
             break
         weight *= GROWTH
     return found

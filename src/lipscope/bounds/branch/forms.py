@@ -41,11 +41,6 @@ class Forms:
         return self.skeleton.inputs
 
     @cached_property
-    def open_units(self) -> list[int]:
-        """All open units, in order."""
-        return list(self.columns)
-
-    @cached_property
     def live(self) -> list[int]:
         """The open units whose argument moves and whose value reaches the output, in order."""
         return self.live_between(range(self.inputs), range(len(self.output)))
@@ -92,7 +87,7 @@ class Forms:
     @cached_property
     def reads(self) -> Matrix:
         """What open units read, by the input and the open units: rounded to nearest, NaN where that is out of range."""
-        return nearest_or_nan([self.rows[u][:-1] for u in self.open_units], self.inputs + len(self.columns))
+        return nearest_or_nan([self.rows[u][:-1] for u in self.columns], self.inputs + len(self.columns))
 
     @cached_property
     def result(self) -> Matrix:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lipscope.bounds.branch.barrier import Start, Wanted, descend
+from lipscope.bounds.branch.barrier import Start, descend
 from lipscope.bounds.branch.exact import Matrix
 from lipscope.bounds.branch.forms import Forms
 from lipscope.bounds.branch.leaf import quadratic_form, quadratic_holds
 from lipscope.bounds.quadratic.elimination import Infeasible, norm_start, smallest_rho
 from lipscope.bounds.quadratic.stacked import Layer, Stacked
+from lipscope.bounds.quadratic.wanted import Wanted
 from lipscope.claims.rounding import sqrt_up
 
 TOLERANCE = 2e-5
@@ -46,7 +47,7 @@ class Quadratic:
         bound: the proved bound.
         shares: between 0 and 1 for each unit, where its slope lies in its range at the worst differences.
         weights: how much is at stake at each unit.
-        centre: where the search on parts of the cell begins, None if nothing but the bound is known.
+        centre: where the search on parts of the cell begins.
     """
 
     reads: Matrix

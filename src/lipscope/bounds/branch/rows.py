@@ -25,7 +25,8 @@ from lipscope.bounds.branch.forms import Forms
 from lipscope.bounds.branch.leaf import quadratic_holds
 from lipscope.bounds.branch.multipliers import stacked, stakes
 from lipscope.bounds.quadratic.elimination import Infeasible
-from lipscope.bounds.quadratic.sum_search import Point, Wanted, search
+from lipscope.bounds.quadratic.sum_search import Point, search
+from lipscope.bounds.quadratic.wanted import Wanted
 from lipscope.claims.norms import Norm
 from lipscope.claims.rounding import gamma, sqrt_up, up
 

@@ -20,14 +20,12 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, lapack
 
 from lipscope.bounds.quadratic.elimination import norm_start, smallest_rho
 from lipscope.bounds.quadratic.stacked import Matrix, Stacked, Vector
+from lipscope.bounds.quadratic.wanted import FAR, Wanted
 
 STEPS = 80
 """Newton steps for one centring."""
 
 GROWTH = 12.0
-
-FAR = 1 / 3
-"""The relative gap to which a start is centred of which nothing is known."""
 
 
 class Point(NamedTuple):
@@ -44,23 +42,6 @@ class Point(NamedTuple):
     p: Vector
     values: Vector
     gap: float = FAR
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """When the search for one row may stop.
-
-    Attributes:
-        deadline: `time.monotonic()` at which it stops.
-        enough: a bound that needs no improvement.
-        tolerance: relative gap at which it stops.
-        coarse: relative gap at which it stops where `enough` is known to be out of reach.
-    """
-
-    deadline: float
-    enough: float
-    tolerance: float
-    coarse: float = 0.0
 
 
 @dataclass(eq=False)
@@ -154,7 +135,6 @@ def search(network: Stacked, wanted: Wanted, start: Point | None = None) -> list
     # The output is scaled so that both sums are equal at the start: what is proved is their product.
     share = math.sqrt(p.sum() / q.sum())
     terms, first = _terms(network.scaled_output(share), q * share**2, p, values * share**2)
-    unit = float(first[units:].sum()) / (2 * share)  # what a cost of 1 is as a bound, where the sums are equal
     found = []
     y = np.ones(len(first))
     size = n + units + outputs + float(terms.guarded.sum())
@@ -166,9 +146,8 @@ def search(network: Stacked, wanted: Wanted, start: Point | None = None) -> list
         cost = float(terms.cost @ y)
         gap = size / weight / cost
         found.append(Point(own[units : units + n] / share**2, own[units + n :], own[:units] / share**2, gap))
-        reached = math.sqrt(found[-1].q.sum() * found[-1].p.sum())
-        out_of_reach = unit * cost * (1 - gap) > wanted.enough and gap < wanted.coarse
-        if not centred or gap < wanted.tolerance or reached <= wanted.enough or out_of_reach:
+        # The sums are equal at the optimum, and the root of their product is never above their mean.
+        if not centred or wanted.met(math.sqrt(found[-1].q.sum() * found[-1].p.sum()), gap):
             break
         weight *= GROWTH
     return found

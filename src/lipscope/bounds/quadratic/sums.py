@@ -24,7 +24,8 @@ from lipscope.bounds.quadratic.certify import proved_form, proved_margin
 from lipscope.bounds.quadratic.elimination import Infeasible
 from lipscope.bounds.quadratic.forms import Piece
 from lipscope.bounds.quadratic.stacked import Matrix, Stacked, Vector
-from lipscope.bounds.quadratic.sum_search import Wanted, search
+from lipscope.bounds.quadratic.sum_search import search
+from lipscope.bounds.quadratic.wanted import Wanted
 from lipscope.claims.norms import Norm
 from lipscope.claims.rounding import sqrt_up, up
 
