@@ -198,3 +198,33 @@ def test_what_is_taken_from_a_cell_is_empty_and_what_is_left_has_points_on_both_
             assert all(a <= p <= b for a, p, b in zip(cell.low, found.low, cell.high, strict=True))
     assert taken > 5
     assert left > 10
+
+
+def test_sides_of_units_with_several_thresholds_are_proved_by_one_inequality_each() -> None:
+    """Clips: a cell may say `v < 0.7` while it is shown that `v < -0.5` is empty; the proof has to hold with the latter alone."""
+    module = he((2, 10, 1), 7, lambda: torch.nn.Hardtanh(-0.5, 0.7))
+    made, taken, cut = skeleton(pose(load(module, input_shape=(2,)).graph, Claim("l2"))), 0, 0
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        pieces, cell = Evaluator(made, "l2").cell(generator.standard_normal(2)), made.root
+        for unit in range(10):
+            if pieces.low[unit] < 2 and generator.random() < 0.6:
+                cell = cell.below(unit, 1 if pieces.low[unit] == 1 else int(generator.integers(2)))
+            elif pieces.low[unit] > 0 and generator.random() < 0.6:
+                cell = cell.above(unit, 0 if pieces.low[unit] == 1 else int(generator.integers(2)))
+        rest = narrowed(forms_in(made, cell), np.zeros((2, 0)))
+        for void in rest.voids:
+            empty, kept = cell.below(void.unit, void.threshold), cell.above(void.unit, void.threshold)
+            if void.side == "above":
+                empty, kept = kept, empty
+            known = {row.key: row for row in inequalities(forms_in(made, empty))}
+            slope = [sum((w * known[key].slope[i] for key, w in void.proof.items()), fmpq(0)) for i in range(2)]
+            assert made.domain.nonpositive(
+                slope, sum((w * known[key].offset for key, w in void.proof.items()), fmpq(0))
+            )
+            cut += (cell.low[void.unit], cell.high[void.unit]) != (0, 2)
+            taken += 1
+            cell = kept
+        assert all(a <= p <= b for a, p, b in zip(cell.low, pieces.low, cell.high, strict=True)), seed
+    assert taken > 40
+    assert cut > 10

@@ -25,7 +25,7 @@ from lipcheck.nodes import Network, Node
 from lipcheck.region import Region
 from lipscope import bound, load
 from lipscope.bounds.branch import rows, workers
-from lipscope.bounds.quadratic.sum_search import Wanted
+from lipscope.bounds.quadratic.wanted import Wanted
 
 NORMS = ("l1", "linf")
 FOREVER = Wanted(float("inf"), 0.0, 1e-6)
@@ -98,7 +98,7 @@ def _as_in_l2(tree: list[Any], values: np.ndarray, step: dict[str, Any]) -> np.n
 
 CHANGES: dict[str, tuple[Callable[..., np.ndarray], str]] = {
     "multipliers 0": (_scaled(0.0), "positive"), "negative": (_scaled(-1.0), "positive"), "too small": (_scaled(1e-3), "do not prove"),
-    "too large": (_scaled(1e6), "do not prove"), "one less": (lambda tree, values, step: values[:-1], "multiplier"),
+    "too large": (_scaled(1e6), "do not prove"), "far too large": (_scaled(1e250), "do not prove"), "one less": (lambda tree, values, step: values[:-1], "multiplier"),
     "one more": (lambda tree, values, step: np.append(values, 1.0), "multiplier"), "reversed": (lambda tree, values, step: values[::-1].copy(), "do not prove"),
     "a row twice": (_listed(lambda own: [own[0], *own]), "row"), "no such row": (_listed(lambda own: [*own[:-1], 4]), "row"),
     "true for a row": (_listed(lambda own: [True]), ""), "a row as a fraction": (_listed(lambda own: [0.0]), "row"), "no list": (_listed(lambda own: 0), "rows"),

@@ -72,7 +72,8 @@ def narrowed(forms: Forms, points: Matrix) -> Rest:
         for own in _undecided(forms):
             if len(_satisfied([own], points)):
                 continue
-            beyond = solve(domain, [*rows, own])
+            # A proof names each inequality once: of two about one side of a unit the later threshold follows from the other.
+            beyond = solve(domain, [*(row for row in rows if row.key != own.key), own])
             unit, side = own.key
             if beyond.proof is not None:
                 threshold = cell.low[unit] if side == "below" else cell.high[unit] - 1
