@@ -3,8 +3,9 @@
     python benchmarks/observer_overhead.py                       # an MLP, a small CNN and a small ViT
     python benchmarks/observer_overhead.py --peers               # and cockpit, if it is installed (without torchvision)
 
-Every round trains the same model on the same batches once plainly and once in each other way, in an order that rotates; the
-ratio of a round is to its own plain training. What the observer does before the first and after the last step (it exports
+Every round trains the same model on the same batches once plainly and once in each other way, all beside each other: some
+tenths of a second of one, then of the next, in an order that rotates, so that a machine that gets slower does so for all. The
+ratio of a round is to its own plain training; a second plain training shows what such a ratio is worth. What the observer does before the first and after the last step (it exports
 the model, and reads everything once more) is not in the ratio; it is given in seconds. Peak memory is that of processes of
 their own, one a way, with the first and last readings in it.
 """
@@ -21,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,14 +87,36 @@ def cnn() -> nn.Module:
     )  # fmt: skip
 
 
-MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
-    "MLP 784-512-512-10": (mlp, (1, 28, 28), 3000),
-    "CNN, 3 convolutions on 3x32x32": (cnn, (3, 32, 32), 800),
-    "ViT, 2 blocks of width 64 on 28x28": (ViT, (1, 28, 28), 800),
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int]] = {
+    "MLP 784-512-512-10": (mlp, (1, 28, 28), 3000, 100),
+    "CNN, 3 convolutions on 3x32x32": (cnn, (3, 32, 32), 800, 10),
+    "ViT, 2 blocks of width 64 on 28x28": (ViT, (1, 28, 28), 800, 10),
 }
-"""Model, shape of an input, and steps of a run."""
+"""Model, shape of an input, steps of a run, and of a block."""
 
-Watch = Callable[[nn.Module, torch.optim.Optimizer, nn.Module, tuple[Tensor, Tensor]], object]
+Course = Iterator[None]
+"""A training that stops after every block of steps, first before the first step; it ends when asked after the last block."""
+
+Build = Callable[[], nn.Module]
+Watch = Callable[[nn.Module, torch.optim.Optimizer, nn.Module, tuple[Tensor, Tensor], Callable[[], float]], object]
+
+
+class Stopwatch:
+    """The clock of one training among several: it stands still while the others have their turn."""
+
+    def __init__(self) -> None:
+        self._passed, self._since = 0.0, time.perf_counter()
+
+    def now(self) -> float:
+        return self._passed + time.perf_counter() - self._since
+
+    def time(self, course: Course) -> float:
+        """Seconds of the course's next block."""
+        self._since = time.perf_counter()
+        next(course, None)
+        seconds = time.perf_counter() - self._since
+        self._passed += seconds
+        return seconds
 
 
 @contextmanager
@@ -103,82 +127,103 @@ def nothing(*_: object) -> Iterator[None]:
 def observed(preset: str) -> Watch:
     @contextmanager
     def watch(
-        model: nn.Module, optimizer: torch.optim.Optimizer, loss: nn.Module, probe: tuple[Tensor, Tensor]
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: nn.Module,
+        probe: tuple[Tensor, Tensor],
+        clock: Callable[[], float],
     ) -> Iterator[None]:
         with tempfile.TemporaryDirectory() as folder:
-            with Observer(model, optimizer, loss=loss, probe=probe, run=folder, preset=preset):
+            with Observer(model, optimizer, loss=loss, probe=probe, run=folder, preset=preset, clock=clock):
                 yield None
 
     return watch
 
 
-def train(build: Callable[[], nn.Module], shape: tuple[int, ...], steps: int, watch: Watch) -> tuple[float, float]:
-    """Seconds of the loop, and seconds before and after it."""
+def train(
+    watch: Watch, build: Build, shape: tuple[int, ...], steps: int, block: int, clock: Callable[[], float]
+) -> Course:
     torch.manual_seed(0)
     model, loss = build(), nn.CrossEntropyLoss()
     batches = [(torch.randn(BATCH, *shape), torch.randint(0, 10, (BATCH,))) for _ in range(16)]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    began = time.perf_counter()
-    with watch(model, optimizer, loss, (batches[0][0][:32], batches[0][1][:32])):
-        first = time.perf_counter()
+    yield
+    with watch(model, optimizer, loss, (batches[0][0][:32], batches[0][1][:32]), clock):
+        yield
         for step in range(steps):
             x, y = batches[step % len(batches)]
             optimizer.zero_grad()
             loss(model(x), y).backward()
             optimizer.step()
-        last = time.perf_counter()
-    return last - first, first - began + time.perf_counter() - last
+            if (step + 1) % block == 0:
+                yield
 
 
 def train_cockpit(
-    configuration: str, every: int
-) -> Callable[[Callable[[], nn.Module], tuple[int, ...], int], tuple[float, float]]:
+    configuration: str,
+    every: int,
+    build: Build,
+    shape: tuple[int, ...],
+    steps: int,
+    block: int,
+    clock: Callable[[], float],
+) -> Course:
     """The same loop as its documentation writes it, tracking every so many steps."""
+    from backpack import extend
+    from cockpit import Cockpit
+    from cockpit.utils import schedules
+    from cockpit.utils.configuration import configuration as quantities
 
-    def run(build: Callable[[], nn.Module], shape: tuple[int, ...], steps: int) -> tuple[float, float]:
-        from backpack import extend
-        from cockpit import Cockpit
-        from cockpit.utils import schedules
-        from cockpit.utils.configuration import configuration as quantities
-
-        torch.manual_seed(0)
-        model = extend(build())
-        loss, single = extend(nn.CrossEntropyLoss()), nn.CrossEntropyLoss(reduction="none")
-        batches = [(torch.randn(BATCH, *shape), torch.randint(0, 10, (BATCH,))) for _ in range(16)]
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        cockpit = Cockpit(
-            model.parameters(), quantities=quantities(configuration, track_schedule=schedules.linear(every))
-        )
-        began = time.perf_counter()
-        for step in range(steps):
-            x, y = batches[step % len(batches)]
-            optimizer.zero_grad()
-            outputs = model(x)
-            value = loss(outputs, y)
-            info = {"batch_size": BATCH, "individual_losses": single(outputs, y), "loss": value, "optimizer": optimizer}
-            with cockpit(step, info=info):
-                value.backward(create_graph=cockpit.create_graph(step))
-            optimizer.step()
-        return time.perf_counter() - began, 0.0
-
-    return run
+    torch.manual_seed(0)
+    model = extend(build())
+    loss, single = extend(nn.CrossEntropyLoss()), nn.CrossEntropyLoss(reduction="none")
+    batches = [(torch.randn(BATCH, *shape), torch.randint(0, 10, (BATCH,))) for _ in range(16)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    yield
+    cockpit = Cockpit(model.parameters(), quantities=quantities(configuration, track_schedule=schedules.linear(every)))
+    yield
+    for step in range(steps):
+        x, y = batches[step % len(batches)]
+        optimizer.zero_grad()
+        outputs = model(x)
+        value = loss(outputs, y)
+        info = {"batch_size": BATCH, "individual_losses": single(outputs, y), "loss": value, "optimizer": optimizer}
+        with cockpit(step, info=info):
+            value.backward(create_graph=cockpit.create_graph(step))
+        optimizer.step()
+        if (step + 1) % block == 0:
+            yield
 
 
-def measure(
-    name: str, rounds: int, scale: float, ways: dict[str, Callable[..., tuple[float, float]]]
-) -> dict[str, object]:
-    build, shape, steps = MODELS[name]
-    steps = max(50, int(steps * scale))
+def race(
+    ways: dict[str, Callable[..., Course]], build: Build, shape: tuple[int, ...], steps: int, block: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """All ways beside each other, a block of each in turn, whose order rotates: seconds of the loop, and around it."""
+    watches = {way: Stopwatch() for way in ways}
+    courses = {way: ways[way](build, shape, steps, block, watches[way].now) for way in ways}
+    names = list(ways)
+    around, loop = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0.0)
+    for way, course in courses.items():
+        next(course)
+        around[way] += watches[way].time(course)
+    for turn in range(steps // block):
+        for way in names[turn % len(names) :] + names[: turn % len(names)]:
+            loop[way] += watches[way].time(courses[way])
+    for way, course in courses.items():
+        around[way] += watches[way].time(course)
+    return loop, around
+
+
+def measure(name: str, rounds: int, scale: float, ways: dict[str, Callable[..., Course]]) -> dict[str, object]:
+    build, shape, steps, block = MODELS[name]
+    steps = max(2, int(steps * scale) // block) * block
     found: dict[str, list[float]] = {way: [] for way in ways}
-    around: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(rounds):
-        order = list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]
-        seconds = {}
-        for way in order:
-            seconds[way], extra = ways[way](build, shape, steps)
-            around[way].append(extra)
+    extra: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        seconds, around = race(ways, build, shape, steps, block)
         for way in ways:
             found[way].append(seconds[way] / seconds["plain"])
+            extra[way].append(around[way])
         print(
             name,
             {way: round(v[-1], 3) for way, v in found.items()},
@@ -186,10 +231,10 @@ def measure(
             flush=True,
         )
     return {
-        "model": name, "steps": steps, "milliseconds_a_step": 1000 * seconds["plain"] / steps,
+        "model": name, "steps": steps, "block": block, "milliseconds_a_step": 1000 * seconds["plain"] / steps,
         "ratio": {way: statistics.median(v) for way, v in found.items() if way != "plain"},
         "ratios": {way: v for way, v in found.items() if way != "plain"},
-        "seconds_before_and_after": {way: statistics.median(v) for way, v in around.items() if way.startswith("lipscope")},
+        "seconds_before_and_after": {way: statistics.median(v) for way, v in extra.items() if way.startswith("lipscope")},
     }  # fmt: skip
 
 
@@ -203,8 +248,10 @@ def print_peak(name: str, preset: str, steps: int) -> None:
     """What `peak` starts."""
     import lipscope.dynamics.track  # noqa: F401 - code is loaded in every way, so that memory of data is compared
 
-    build, shape, _ = MODELS[name]
-    train(build, shape, steps, nothing if preset == "plain" else observed(preset))
+    build, shape, _, _ = MODELS[name]
+    way = nothing if preset == "plain" else observed(preset)
+    for _ in train(way, build, shape, steps, steps, time.perf_counter):
+        pass
     # Not getrusage: on Linux its maximum begins with that of the process that started this one.
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     print(int(line.split()[1]) * 1024 / 1e6)
@@ -227,9 +274,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     if options.peak:
         return print_peak(options.peak, options.way, options.steps)
-    ways: dict[str, Callable[..., tuple[float, float]]] = {"plain": lambda *a: train(*a, nothing)}
+    ways: dict[str, Callable[..., Course]] = {"plain": partial(train, nothing), "plain, again": partial(train, nothing)}
     for preset in ("lite", "default", "research"):
-        ways[f"lipscope {preset}"] = lambda *a, preset=preset: train(*a, observed(preset))
+        ways[f"lipscope {preset}"] = partial(train, observed(preset))
     rows = []
     for name in MODELS:
         if options.only and options.only not in name:
@@ -237,7 +284,7 @@ def main() -> None:
         here, begun = dict(ways), environment()
         if options.peers and not name.startswith("ViT"):
             for configuration in ("economy", "business"):
-                here[f"cockpit {configuration}, every {EVERY}"] = train_cockpit(configuration, EVERY)
+                here[f"cockpit {configuration}, every {EVERY}"] = partial(train_cockpit, configuration, EVERY)
         row = measure(name, options.rounds, options.scale, here) | {
             "environment": begun,
             "rounds": options.rounds,

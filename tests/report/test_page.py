@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
@@ -77,11 +78,21 @@ def test_has_all_sections_in_order(read: dict[str, Page], name: str) -> None:
 def test_plotly_is_inlined_once_and_only_known_scripts_may_run(read: dict[str, Page]) -> None:
     page = read["all"]
     programs = [data for attributes, data in page.scripts if "type" not in attributes]
-    assert len(programs) == 2 and "plotly.js v" in programs[0][:200]
+    assert len(programs) == 2 and "plotly.js (cartesian - minified) v" in programs[0][:200]
     policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
     hashes = {base64.b64encode(hashlib.sha256(p.encode()).digest()).decode() for p in programs}
     assert set(re.findall(r"'sha256-([^']+)'", str(policy))) == hashes
     assert "default-src 'none'" in str(policy) and "script-src 'unsafe-inline'" not in str(policy)
+
+
+def test_plotly_is_the_published_file_whose_sum_stands_beside_it() -> None:
+    folder = files("lipscope.report").joinpath("assets", "plotly")
+    script = folder.joinpath("plotly-cartesian.min.js").read_bytes()
+    note = folder.joinpath("README.md").read_text(encoding="utf-8")
+    (version,) = re.findall(rb"^\* plotly\.js \(cartesian - minified\) v(\S+)$", script[:200], flags=re.M)
+    assert f"plotly.js-cartesian-dist-min@{version.decode()}\n" in note
+    assert f"sha256: {hashlib.sha256(script).hexdigest()}\n" in note
+    assert "MIT License" in folder.joinpath("LICENSE").read_text(encoding="utf-8")
 
 
 def test_hostile_names_stay_names(read: dict[str, Page]) -> None:

@@ -12,7 +12,6 @@ from importlib.resources import files
 
 import jinja2
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from lipscope.report import depth_charts, frequency_charts, numbers, run_charts, spectrum_charts, words
 from lipscope.report.charts import Figure, interval_chart, layer_chart
@@ -20,6 +19,9 @@ from lipscope.report.facts import Facts
 from lipscope.report.pairs import PairsFacts
 from lipscope.report.runs import RunFacts
 from lipscope.report.spectra import SpectrumFacts
+
+PLOTLY = "plotly/plotly-cartesian.min.js"
+"""What draws the charts; see the README beside it."""
 
 BOUNDS = (
     "How far the output of a network can move when its input moves by one unit: a proved upper bound, and a pair of inputs that "
@@ -53,8 +55,8 @@ def render(
         spectra: of `lipscope spectrum`.
         differences: of `lipscope bound --output pairs`; the bundles about all outputs are among `bundles`.
     """
-    names = ["charts.js", *(["live.js"] if token else [])]
-    scripts = [] if parts else [_newlines(script) for script in (get_plotlyjs(), *map(_asset, names))]
+    names = [PLOTLY, "charts.js", *(["live.js"] if token else [])]
+    scripts = [] if parts else [_newlines(script) for script in map(_asset, names)]
     return (
         _environment()
         .get_template("page.html")
@@ -96,7 +98,7 @@ def _title(bundles: Sequence[Facts], runs: Sequence[RunFacts], spectra: Sequence
 
 
 def _asset(name: str) -> str:
-    return files("lipscope.report").joinpath("assets", name).read_text(encoding="utf-8")
+    return files("lipscope.report").joinpath("assets", *name.split("/")).read_text(encoding="utf-8")
 
 
 def _newlines(script: str) -> str:
