@@ -16,9 +16,10 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, lapack
+from numpy.linalg import LinAlgError
 
 from lipscope.bounds.branch.exact import Matrix
+from lipscope.bounds.quadratic.cholesky import Equations, cholesky, inverse
 from lipscope.bounds.quadratic.wanted import FAR, Wanted
 
 STEPS = 60
@@ -79,19 +80,17 @@ class Barrier:
         if not (rho > 0 and (values > 0).all()):
             return None
         try:
-            found: Matrix = cholesky(self.matrix(rho, values), lower=True, check_finite=False)
+            return cholesky(self.matrix(rho, values))
         except LinAlgError:
             return None
-        return found
 
     def step(self, factor: Matrix, values: Matrix, weight: float) -> tuple[Matrix, Matrix]:
         """Gradient and Newton step."""
-        lower = np.tril(lapack.dpotri(factor, lower=1)[0])
-        inverse = lower + np.tril(lower, -1).T
+        middle = inverse(factor)
         n = self.inputs
         low, high = self.slopes[:, 0], self.slopes[:, 1]
-        through = inverse @ self.reads.T
-        left, right = inverse[:, n:] - through * low, inverse[:, n:] - through * high
+        through = middle @ self.reads.T
+        left, right = middle[:, n:] - through * low, middle[:, n:] - through * high
         p = left[n:] - low[:, None] * (self.reads @ left)
         q = right[n:] - high[:, None] * (self.reads @ right)
         r = right[n:] - low[:, None] * (self.reads @ right)
@@ -99,33 +98,17 @@ class Barrier:
         hessian, gradient = np.empty((units + 1, units + 1)), np.empty(units + 1)
         hessian[1:, 1:] = 2 * (p * q + r * r.T)
         hessian[0, 1:] = hessian[1:, 0] = 2 * np.einsum("kj,kj->j", left[:n], right[:n])
-        hessian[0, 0] = np.sum(inverse[:n, :n] ** 2)
-        gradient[0], gradient[1:] = weight - np.trace(inverse[:n, :n]), -2 * np.diag(r)
+        hessian[0, 0] = np.sum(middle[:n, :n] ** 2)
+        gradient[0], gradient[1:] = weight - np.trace(middle[:n, :n]), -2 * np.diag(r)
         if self.guarded:
             gradient[1:] -= 1 / values
             np.einsum("ii->i", hessian)[1:] += 1 / values**2
-        return gradient, _newton(gradient, hessian)
+        return gradient, -Equations.of(hessian).solve(gradient)
 
     def objective(self, rho: float, values: Matrix, factor: Matrix, weight: float) -> float:
         """What is minimised."""
         guard = float(np.log(values).sum()) if self.guarded else 0.0
         return float(weight * rho - 2 * np.log(np.diag(factor)).sum() - guard)
-
-
-def _newton(gradient: Matrix, hessian: Matrix) -> Matrix:
-    scale = 1 / np.sqrt(np.maximum(np.diag(hessian), 1e-300))
-    scaled = hessian * scale[:, None] * scale
-    ridge = 1e-14
-    while ridge < 1:
-        np.einsum("ii->i", scaled)[:] = 1 + ridge
-        try:
-            factor = cho_factor(scaled, lower=True, check_finite=False)
-        except LinAlgError:
-            ridge *= 100
-            continue
-        step: Matrix = -scale * cho_solve(factor, scale * gradient, check_finite=False)
-        return step
-    raise LinAlgError("the Hessian is not definite")
 
 
 def descend(reads: Matrix, output: Matrix, slopes: Matrix, start: Start, wanted: Wanted) -> list[Start]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import joblib
+from threadpoolctl import threadpool_limits
 
 from lipscope.bounds.branch.examine import Finding, Task, examine, examine_packed
 from lipscope.bounds.branch.points import Evaluator
@@ -19,7 +20,7 @@ PATIENCE = 2.0
 
 
 class Workers:
-    """Examines tasks in order; the answers do not depend on the number of processes."""
+    """Examines tasks in order, in whatever process with one thread for linear algebra: the answers do not depend on how many there are."""
 
     def __init__(self, skeleton: Skeleton, norm: Norm, jobs: int) -> None:
         self._skeleton = skeleton
@@ -32,6 +33,7 @@ class Workers:
         self._packed = b""
 
     def __enter__(self) -> Workers:
+        self._stack.enter_context(threadpool_limits(1, user_api="blas"))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -17,10 +17,13 @@ factorisation. At the start `Q = fl(F^T F)` plus the row sums of its error bound
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
-from scipy.linalg import LinAlgError, cho_solve, cholesky
+from numpy.linalg import LinAlgError
 
+from lipscope.bounds.quadratic.cholesky import cholesky, solved
 from lipscope.bounds.quadratic.forms import Piece
 from lipscope.bounds.quadratic.stacked import Layer, Matrix, Reads, Stacked, Vector
 from lipscope.claims.definite import shifted_cholesky
@@ -65,13 +68,14 @@ def proved_form(network: Stacked, positive: Stacked, roundings: int, values: Vec
     """
     if not (np.isfinite(values).all() and (values >= 0).all()):
         return None
+    rooms: Sequence[float] = ROOM
     form, alive = _output_form(network.output, positive.output, roundings)
     for k in reversed(range(len(network.layers))):
         own = values[network.units_of(k)]
-        step = _eliminate(form, alive, network.layers[k], positive.layers[k], k + 1, own, roundings)
+        step = _eliminate(form, alive, network.layers[k], positive.layers[k], k + 1, own, roundings, rooms)
         if step is None:
             return None
-        form, alive = step
+        form, alive, rooms = step
     whole = np.zeros((network.input_size, network.input_size))
     if 0 in alive:
         whole[:] = form
@@ -104,9 +108,9 @@ def _blocks(sizes: dict[int, int]) -> Blocks:
 
 
 def _eliminate(
-    form: Matrix, alive: Blocks, layer: Layer, positive: Layer, own: int, values: Vector, roundings: int
-) -> tuple[Matrix, Blocks] | None:
-    """A form on the earlier blocks that bounds `form` on all, proved; None if no attempt is proved."""
+    form: Matrix, alive: Blocks, layer: Layer, positive: Layer, own: int, values: Vector, roundings: int, rooms: Sequence[float],
+) -> tuple[Matrix, Blocks, Sequence[float]] | None:  # fmt: skip
+    """A form on the earlier blocks that bounds `form` on all, proved, and what is left of `rooms`; None if no attempt is proved."""
     sizes = {b: s.stop - s.start for b, s in alive.items()} | {b: w.shape[1] for b, w in layer.reads.items()}
     later = _blocks({b: n for b, n in sizes.items() if b != own})
     width = max((s.stop for s in later.values()), default=0)
@@ -122,19 +126,19 @@ def _eliminate(
     error = SLACK * gamma(2 * roundings + layer.size + 16) * heavy
     mine = place[own]
     try:
-        factor = cholesky(plain[mine, mine], lower=True)
-    except (LinAlgError, ValueError):
+        factor = cholesky(plain[mine, mine])
+    except LinAlgError:
         return None
     coupled = plain[mine, :width]
-    rest = coupled.T @ cho_solve((factor, True), coupled) - plain[:width, :width]
+    rest = coupled.T @ solved(factor, coupled) - plain[:width, :width]
     rest = (rest + rest.T) / 2
     diagonal = np.maximum(np.diag(rest), 1e-12 * np.max(np.abs(np.diag(rest)), initial=1e-300))
-    for room in ROOM:
+    for k, room in enumerate(rooms):
         bound = rest + np.diag(room * diagonal)
         trial = plain.copy()
         trial[:width, :width] += bound
         if _semidefinite(trial, error + 1e-15 * np.abs(trial)):
-            return bound, later
+            return bound, later, rooms[k:]  # less will hardly do for the layers before this one
     return None
 
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.sparse import csr_array
 
 from lipscope.bounds.quadratic.chain_point import Chain, State
+from lipscope.bounds.quadratic.cholesky import Equations
 from lipscope.bounds.quadratic.stacked import Matrix, Vector
 
 
@@ -55,20 +55,7 @@ def newton_step(chain: Chain, state: State, q: float) -> Newton:
         bend = np.tril(bend) + np.tril(bend, -1).T
         sums = csr_array((np.ones(len(places)), (places, np.arange(len(places)))))
         bend = np.ascontiguousarray(sums @ (sums @ bend).T)
-    scale = 1 / np.sqrt(np.maximum(bend.diagonal(), 1e-300))
-    bend *= scale
-    bend *= scale[:, None]
-    root, ridge = None, 1e-14
-    while root is None:
-        np.fill_diagonal(bend, 1 + ridge)
-        try:  # the transpose is laid out as LAPACK wants it
-            root = cho_factor(bend.T, lower=False, check_finite=False)
-        except LinAlgError:
-            if ridge > 1:
-                raise
-            ridge *= 100
-    right = np.stack([scale * slope, np.eye(1, len(slope))[0] * scale[0]], axis=1)
-    step, path = (scale[:, None] * cho_solve(root, right, check_finite=False)).T
+    step, path = Equations.of(bend).solve(np.stack([slope, np.eye(1, len(slope))[0]], axis=1)).T
     rise = q * float(path[0]) / float(state.y[0]) ** 2
     return Newton(step[places], float(np.sqrt(max(slope @ step, 0.0))), rise)
 

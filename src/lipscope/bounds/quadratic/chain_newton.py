@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from numpy.linalg import LinAlgError
 
 from lipscope.bounds.quadratic.chain_hessian import Newton, hessian_bytes, newton_step
 from lipscope.bounds.quadratic.chain_point import Chain, State
-from lipscope.bounds.quadratic.chain_sweep import factor, sweep
+from lipscope.bounds.quadratic.chain_sweep import sweep
+from lipscope.bounds.quadratic.cholesky import Equations, cholesky, solved
 from lipscope.bounds.quadratic.closed_form import chain_weights
 from lipscope.bounds.quadratic.newton import Optimum
 from lipscope.bounds.quadratic.stacked import Stacked, Vector
@@ -222,14 +223,14 @@ def _preconditioner(chain: Chain, state: State, q: float) -> Map:
         sums = np.zeros((int(places.max(initial=-1)) + 1, len(places)))
         sums[places, np.arange(len(places))] = 1
         block = chain.own_curvature(state, k)
-        factors.append(factor(block if len(sums) == len(block) else sums @ block @ sums.T))
+        factors.append(Equations.of(block if len(sums) == len(block) else sums @ block @ sums.T))
         ends.append(ends[-1] + len(sums))
 
     def blockwise(v: Vector) -> Vector:
         result = np.empty_like(v)
         result[0] = v[0] / corner
-        for (a, b), (root, scale) in zip(pairwise(ends), factors, strict=True):
-            result[a:b] = scale * cho_solve((root, True), scale * v[a:b], check_finite=False)
+        for (a, b), equations in zip(pairwise(ends), factors, strict=True):
+            result[a:b] = equations.solve(v[a:b])
         return result
 
     groups = np.array_split(np.arange(len(factors)), min(len(factors), GROUPS))
@@ -241,10 +242,10 @@ def _preconditioner(chain: Chain, state: State, q: float) -> Map:
         coarse[own, i + 1] = full[own]
     image = np.stack([share(chain.curvature(state, q, spread(z))) for z in coarse.T], axis=1)
     try:
-        small = cho_factor(coarse.T @ image)
-    except (LinAlgError, ValueError):
+        small = cholesky(coarse.T @ image)
+    except LinAlgError:
         return blockwise
-    return lambda v: blockwise(v) + coarse @ cho_solve(small, coarse.T @ v)
+    return lambda v: blockwise(v) + coarse @ solved(small, coarse.T @ v)
 
 
 def _ascent(goal: _Goal, state: State, step: Vector) -> State:

@@ -13,9 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import LinAlgError, cholesky, lapack
+from numpy.linalg import LinAlgError
 
 from lipscope.bounds.quadratic.chain_sweep import own_curvature
+from lipscope.bounds.quadratic.cholesky import cholesky, inverse
 from lipscope.bounds.quadratic.closed_form import chain_weights
 from lipscope.bounds.quadratic.stacked import Matrix, Stacked, Vector
 
@@ -62,12 +63,12 @@ class Chain:
         factors = self._factors(y)
         if factors is None:
             return None
-        inverse, g, log_det = factors
-        t, lower = [inverse[0]], []
+        inverses, g, log_det = factors
+        t, lower = [inverses[0]], []
         for k, gain in enumerate(g):
             lower.append(-gain @ t[k])
-            t.append(inverse[k + 1] - lower[k] @ gain.T)
-        return State(y, log_det, inverse, g, t, lower)
+            t.append(inverses[k + 1] - lower[k] @ gain.T)
+        return State(y, log_det, inverses, g, t, lower)
 
     def _factors(self, y: Vector) -> tuple[list[Matrix], list[Matrix], float] | None:
         if not (y > 0).all():
@@ -75,20 +76,19 @@ class Chain:
         diagonal, below = self.blocks(y)
         diagonal[0][np.diag_indices_from(diagonal[0])] += 1
         count = len(diagonal)
-        inverse, g, log_det = [np.zeros((0, 0))] * count, [np.zeros((0, 0))] * (count - 1), 0.0
+        inverses, g, log_det = [np.zeros((0, 0))] * count, [np.zeros((0, 0))] * (count - 1), 0.0
         for k in reversed(range(count)):
             s = diagonal[k]
             if k < count - 1:
-                g[k] = inverse[k + 1] @ below[k]
+                g[k] = inverses[k + 1] @ below[k]
                 s = s - below[k].T @ g[k]
             try:
-                root = cholesky(s, lower=True)
-            except (LinAlgError, ValueError):
+                root = cholesky(s)
+            except LinAlgError:
                 return None
             log_det += 2 * float(np.log(root.diagonal()).sum())
-            full: Matrix = lapack.dpotri(root, lower=1)[0]
-            inverse[k] = np.tril(full) + np.tril(full, -1).T
-        return inverse, g, log_det
+            inverses[k] = inverse(root)
+        return inverses, g, log_det
 
     def traces(self, t: list[Matrix], below: list[Matrix]) -> Vector:
         """`-<C, T>` and `<A_j, T>` from the blocks of a symmetric matrix T."""

@@ -19,8 +19,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_solve, cholesky, lapack
+from numpy.linalg import LinAlgError
 
+from lipscope.bounds.quadratic.cholesky import Equations, cholesky, inverse, solved
 from lipscope.bounds.quadratic.stacked import Layer, Matrix, Stacked, Vector
 
 STEPS = 4
@@ -64,10 +65,10 @@ def _from_the_end(network: Stacked, weights: list[Matrix], y: Vector) -> list[Ma
     forms: list[Matrix] = [y[0] * weights[-1].T @ weights[-1]]
     for k in reversed(range(1, len(network.layers))):
         layer, values, w = network.layers[k], y[1:][network.units_of(k)], weights[k]
-        root = cholesky(2 * np.diag(values) - forms[-1], lower=True)
+        root = cholesky(2 * np.diag(values) - forms[-1])
         reads = ((layer.lower + layer.upper) * values)[:, None] * w
         product = 2 * layer.lower * layer.upper * values
-        forms.append(reads.T @ cho_solve((root, True), reads) - w.T @ (product[:, None] * w))
+        forms.append(reads.T @ solved(root, reads) - w.T @ (product[:, None] * w))
     return forms[::-1]
 
 
@@ -83,20 +84,6 @@ def own_curvature(layer: Layer, t: Matrix, cross: Matrix, inner: Matrix) -> Matr
     return 2 * (form(alpha, alpha) * form(beta, beta) + mixed * mixed.T)
 
 
-def factor(matrix: Matrix) -> tuple[Matrix, Vector]:
-    """The Cholesky factor after scaling to unit diagonal, with as much on the diagonal as it takes; the scale."""
-    scale = 1 / np.sqrt(np.maximum(matrix.diagonal(), 1e-300))
-    scaled, ridge = matrix * scale[:, None] * scale, 1e-14
-    while True:
-        np.fill_diagonal(scaled, 1 + ridge)
-        try:
-            return cholesky(scaled, lower=True), scale
-        except LinAlgError:
-            if ridge > 1:
-                raise
-            ridge *= 100
-
-
 def sums(layer: Layer) -> Matrix | None:
     """The matrix that adds over the units that share a multiplier; None where each has its own."""
     if layer.group is None:
@@ -106,9 +93,8 @@ def sums(layer: Layer) -> Matrix | None:
 
 def _inverse(matrix: Matrix) -> tuple[Matrix, float]:
     """The inverse of a positive definite matrix and log det."""
-    root = cholesky(matrix, lower=True)
-    full: Matrix = lapack.dpotri(root, lower=1)[0]
-    return np.tril(full) + np.tril(full, -1).T, 2 * float(np.log(root.diagonal()).sum())
+    root = cholesky(matrix)
+    return inverse(root), 2 * float(np.log(root.diagonal()).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,9 +170,8 @@ class _Stage:
         slope = np.append(slope, self.q / c - float(np.trace(pushed)))
         corner = self.q / c**2 + float(np.vdot(pushed, pushed.T))
         whole = np.block([[bend, mixed[:, None]], [mixed, np.array([[corner]])]])
-        root, scale = factor(whole)
-        step = scale * cho_solve((root, True), scale * slope)
-        decrement = float(np.sqrt(max(slope @ step, 0.0)))
+        step = Equations.of(whole).solve(slope)
+        decrement = float(np.sqrt(max(float(slope @ step), 0.0)))
         return (step if add is None else np.append(step[:-1] @ add, step[-1])), decrement
 
     def _further(self, point: _Point, step: Vector) -> _Point | None:

@@ -24,8 +24,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.linalg import LinAlgError, cholesky, solve_triangular
+from numpy.linalg import LinAlgError
 
+from lipscope.bounds.quadratic.cholesky import cholesky, triangular
 from lipscope.bounds.quadratic.newton import minimise
 from lipscope.bounds.quadratic.stacked import Layer, Matrix, Stacked, Vector
 
@@ -73,7 +74,7 @@ def _forward(network: Stacked, stage: Stage) -> Vector | None:
         if values is None or root is None:
             return None
         found.append(values)
-        h = solve_triangular(root, after.T, lower=True, check_finite=False).T
+        h = triangular(root, after.T).T
     rho = float(np.linalg.norm(h, 2)) ** 2
     return np.concatenate(found) * (rho / 2) * (1 + 1e-9) if found and 0 < rho < np.inf else None
 
@@ -85,14 +86,13 @@ def _root(layer: Layer, h: Matrix, values: Vector) -> Matrix | None:
     if both.any():
         inner += h.T @ ((both * values)[:, None] * h)
     try:
-        left = solve_triangular(cholesky(inner, lower=True), h.T * (center * values), lower=True)
+        left = triangular(cholesky(inner), h.T * (center * values))
         form = np.diag(values) - left.T @ left
         # Directions that nothing after the layer sees may have nothing left; a little there changes nothing that is seen.
         form[np.diag_indices_from(form)] += 1e-13 * values
-        root: Matrix = cholesky(form, lower=True)
-    except (LinAlgError, ValueError):
+        return cholesky(form)
+    except LinAlgError:
         return None
-    return root
 
 
 def _closed_form(layer: Layer, h: Matrix, after: Matrix) -> Vector | None:
@@ -110,7 +110,7 @@ def _best(layer: Layer, h: Matrix, after: Matrix, tolerance: float, deadline: fl
     if start is None or root is None:
         return None
     start = start * (1 - 1e-3)
-    rho = float(np.linalg.norm(solve_triangular(root, after.T, lower=True), 2)) ** 2 * 1.01
+    rho = float(np.linalg.norm(triangular(root, after.T), 2)) ** 2 * 1.01
     stage = Stacked(h.shape[1], (Layer({0: h}, layer.lower, layer.upper, layer.group),), {1: after})
     try:
         optimum = minimise(stage, rho, start * rho / 2, tolerance=tolerance, deadline=deadline)[-1]

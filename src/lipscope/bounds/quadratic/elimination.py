@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_solve, cholesky
+from numpy.linalg import LinAlgError
 
+from lipscope.bounds.quadratic.cholesky import cholesky, solved
 from lipscope.bounds.quadratic.stacked import Layer, Matrix, Stacked, Vector
 
 Form = dict[tuple[int, int], Matrix]
@@ -53,8 +54,8 @@ def eliminate(network: Stacked, choose: Choice) -> tuple[Matrix, Vector]:
 
 def _eliminate_layer(form: Form, layer: Layer, own: int, inner: Matrix, values: Vector) -> None:
     try:
-        factor = cholesky(2 * np.diag(values) - inner, lower=True)
-    except (LinAlgError, ValueError):
+        factor = cholesky(2 * np.diag(values) - inner)
+    except LinAlgError:
         raise Infeasible(own - 1) from None
     coupled = {c: form.pop((own, c)) for b, c in list(form) if b == own}
     for c in coupled:
@@ -64,10 +65,10 @@ def _eliminate_layer(form: Form, layer: Layer, own: int, inner: Matrix, values: 
     for b, extra in coupled.items():
         rows[b] = rows[b] + extra if b in rows else extra
     product = 2 * layer.lower * layer.upper * values
-    solved = {b: cho_solve((factor, True), r, check_finite=False) for b, r in rows.items()}
+    through = {b: solved(factor, r) for b, r in rows.items()}
     for b, left in rows.items():
         for c in rows:
-            update = left.T @ solved[c]
+            update = left.T @ through[c]
             if product.any() and b in layer.reads and c in layer.reads:
                 update = update - layer.reads[b].T @ (product[:, None] * layer.reads[c])
             form[b, c] = form.get((b, c), 0) + update
@@ -109,7 +110,7 @@ def repaired(network: Stacked, values: Vector, growth: float = 1.01) -> Vector:
         current, factor = values[network.units_of(k)], 1.0
         while factor < 1e6:
             try:
-                cholesky(2 * factor * np.diag(current) - inner, lower=True)
+                cholesky(2 * factor * np.diag(current) - inner)
                 return factor * growth * current
             except LinAlgError:
                 factor *= growth if factor < 1.5 else 2.0

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import LinAlgError, cholesky, lapack
+from numpy.linalg import LinAlgError
 
+from lipscope.bounds.quadratic.cholesky import cholesky, triangular
 from lipscope.bounds.quadratic.stacked import Matrix, Stacked
 
 
@@ -86,21 +87,8 @@ def factored(matrix: Matrix, shape: Envelope) -> Factor | None:
                 left[:, columns] -= mine @ below[:, shared - shape.starts[shape.first[j]] :].T
             left[:, columns] = triangular(corner, left[:, columns].T).T
         try:
-            corner = cholesky(matrix[own, own] - left @ left.T, lower=True, check_finite=False)
+            corner = cholesky(matrix[own, own] - left @ left.T)
         except LinAlgError:
             return None
-        if not np.isfinite(corner.diagonal()).all():
-            return None
-        blocks.append((left, np.asfortranarray(corner)))
+        blocks.append((left, corner))
     return Factor(shape, tuple(blocks))
-
-
-def triangular(lower: Matrix, right: Matrix, *, transposed: bool = False) -> Matrix:
-    """`L^{-1} right` or `L^{-T} right` for a lower triangle with a positive diagonal; vectors and matrices.
-
-    As `scipy.linalg.solve_triangular`, whose checks of its arguments cost more than small systems do.
-    """
-    if not right.size:
-        return right
-    solved: Matrix = lapack.dtrtrs(lower, right, lower=1, trans=int(transposed))[0]
-    return solved

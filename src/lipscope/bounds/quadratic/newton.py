@@ -24,10 +24,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, eigh_tridiagonal
+from numpy.linalg import LinAlgError
+from scipy.linalg import eigh_tridiagonal
 from scipy.sparse import csr_array
 
-from lipscope.bounds.quadratic.envelope import Factor, envelope, factored, triangular
+from lipscope.bounds.quadratic.cholesky import Equations, cholesky, triangular
+from lipscope.bounds.quadratic.envelope import Factor, envelope, factored
 from lipscope.bounds.quadratic.stacked import Matrix, Stacked, Vector
 
 ITERATIONS = 80
@@ -39,6 +41,9 @@ STAND = 6
 
 LANCZOS_STEPS = 24
 """For a step length; it is an estimate that a factorisation confirms."""
+
+ROUGH = 8
+"""The same for the predictor's, which only chooses how much is centred."""
 
 DENSE = 150
 """Up to this size all eigenvalues take less time than the steps."""
@@ -170,7 +175,7 @@ class _Search:
         n = network.input_size
         weight = 1 / float(np.trace(self.t[:n, :n]))
         self.x = self.t * weight
-        self.root: Matrix = np.asfortranarray(cholesky(self.x, lower=True, check_finite=False))
+        self.root = cholesky(self.x)
         self.guarded = bool((network.lower * network.upper > 0).any())
         self.slack = weight / values if self.guarded else np.zeros(network.units)
         self.of_t, self.of_x = Products(network, self.t), Products(network, self.x)
@@ -190,14 +195,14 @@ class _Search:
         order = len(self.s) + (len(self.slack) if self.guarded else 0)
         mu = float(np.vdot(self.x, self.s) + self.slack @ self.y[1:]) / order
         first = self._direction(solve, 0.0, None)
-        primal, dual = (min(1.0, 0.95 * length) for length in self._lengths(first))
+        primal, dual = (min(1.0, 0.95 * length) for length in self._lengths(first, ROUGH))
         left = float(np.vdot(self.x + primal * first.x, self.s + dual * first.s))
         left += float((self.slack + primal * first.slack) @ (self.y[1:] + dual * first.y[1:]))
         centring = min(1.0, max(left / order / mu, 1e-3) ** 2)
         if min(primal, dual) < 0.1:
             centring = max(centring, 0.5)
         second = self._direction(solve, centring * mu, first)
-        primal, dual = self._lengths(second)
+        primal, dual = self._lengths(second, LANCZOS_STEPS)
         share = 0.9 + 0.09 * min(1.0, primal, dual)
         return self._move(second, min(1.0, share * primal), min(1.0, share * dual))
 
@@ -241,19 +246,8 @@ class _Search:
             places = np.concatenate([[0], variables + 1])
             sums = csr_array((np.ones(len(h)), (places, np.arange(len(h)))))
             h = np.ascontiguousarray(sums @ (sums @ h).T)
-        scale = 1 / np.sqrt(np.maximum(np.diag(h), 1e-300))
-        h *= scale[:, None]
-        h *= scale
-        ridge = 1e-15
-        while ridge < 1:
-            np.fill_diagonal(h, 1 + ridge)
-            try:
-                factor = cho_factor(h, lower=True, check_finite=False)
-            except LinAlgError:
-                ridge *= 100
-                continue
-            return lambda right: self._expanded(scale * cho_solve(factor, scale * self._reduced(right)))
-        raise LinAlgError("the matrix of Newton's equations is not positive definite")
+        equations = Equations.of(h)
+        return lambda right: self._expanded(equations.solve(self._reduced(right)))
 
     def _direction(self, solve: Callable[[Vector], Vector], target: float, first: _Direction | None) -> _Direction:
         """Newton's step to `X S = target I`, corrected by what the step `first` leaves of second order."""
@@ -281,11 +275,11 @@ class _Search:
             slack = slack - self.slack - self.slack * y[1:] / values
         return _Direction(y, self.free.matrix(float(y[0]), y[1:]), x, slack)
 
-    def _lengths(self, step: _Direction) -> tuple[float, float]:
+    def _lengths(self, step: _Direction, steps: int) -> tuple[float, float]:
         """About how far X and the slack, and S and lambda, stay positive along a step."""
         half, root = self.factor, self.root
-        primal = _reach(lambda v: triangular(root, v), lambda v: triangular(root, v, transposed=True), step.x)
-        dual = _reach(half.forward, half.backward, step.s)
+        primal = _reach(lambda v: triangular(root, v), lambda v: triangular(root, v, transposed=True), step.x, steps)
+        dual = _reach(half.forward, half.backward, step.s, steps)
         if self.guarded:
             primal = min(primal, _ratio(self.slack, step.slack))
         return primal, min(dual, _ratio(self.y, step.y))
@@ -304,7 +298,7 @@ class _Search:
         while primal > 1e-6:
             x, slack = self.x + primal * step.x, self.slack + primal * step.slack
             try:
-                self.root = np.asfortranarray(cholesky(x, lower=True, check_finite=False))
+                self.root = cholesky(x)
                 self.x, self.slack = x, slack
                 break
             except LinAlgError:
@@ -331,13 +325,15 @@ def _ratio(values: Vector, step: Vector) -> float:
     return float(np.min(-values[falling] / step[falling], initial=np.inf))
 
 
-def _reach(forward: Callable[[Vector], Vector], backward: Callable[[Vector], Vector], step: Matrix) -> float:
+def _reach(
+    forward: Callable[[Vector], Vector], backward: Callable[[Vector], Vector], step: Matrix, steps: int
+) -> float:
     """About how far `L L^T + t step` stays positive definite: from the smallest eigenvalue of `L^{-1} step L^{-T}`, of large ones by some Lanczos steps."""
     size = len(step)
     if size <= DENSE:
         lowest = float(np.linalg.eigvalsh(forward(np.ascontiguousarray(forward(step).T)))[0])
         return np.inf if lowest >= 0 else -1 / lowest
-    count = min(size, LANCZOS_STEPS)
+    count = min(size, steps)
     basis, diagonal, off = np.zeros((count + 1, size)), np.zeros(count), np.zeros(count)
     basis[0] = np.random.default_rng(0).standard_normal(size)
     basis[0] /= np.linalg.norm(basis[0])

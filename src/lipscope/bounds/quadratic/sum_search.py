@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, lapack
+from numpy.linalg import LinAlgError
 
+from lipscope.bounds.quadratic.cholesky import Equations, cholesky, inverse
 from lipscope.bounds.quadratic.elimination import norm_start, smallest_rho
 from lipscope.bounds.quadratic.stacked import Matrix, Stacked, Vector
 from lipscope.bounds.quadratic.wanted import FAR, Wanted
@@ -63,33 +64,21 @@ class _Terms:
         if not (y > 0).all():
             return None
         try:
-            found: Matrix = cholesky(self.matrix(y), lower=True, check_finite=False)
-        except (LinAlgError, ValueError):
+            return cholesky(self.matrix(y))
+        except LinAlgError:
             return None
-        return found
 
     def objective(self, y: Vector, factor: Matrix, weight: float) -> float:
         return float(weight * (self.cost @ y) - 2 * np.log(np.diag(factor)).sum() - (self.guarded * np.log(y)).sum())
 
     def step(self, y: Vector, factor: Matrix, weight: float) -> tuple[Vector, Vector]:
-        lower = np.tril(lapack.dpotri(factor, lower=1)[0])
-        inverse = lower + np.tril(lower, -1).T
-        left, right = inverse @ self.a, inverse @ self.c
+        middle = inverse(factor)
+        left, right = middle @ self.a, middle @ self.c
         p, q, r = self.a.T @ left, self.c.T @ right, self.a.T @ right
         hessian = 2 * (p * q + r * r.T)
         gradient = weight * self.cost - 2 * np.diag(r) - self.guarded / y
         np.einsum("ii->i", hessian)[:] += self.guarded / y**2
-        scale = 1 / np.sqrt(np.maximum(np.diag(hessian), 1e-300))
-        hessian *= scale[:, None] * scale
-        ridge = 1e-14
-        while ridge < 1:
-            np.einsum("ii->i", hessian)[:] = 1 + ridge
-            try:
-                solved = cho_solve(cho_factor(hessian, lower=True, check_finite=False), scale * gradient)
-                return gradient, -scale * solved
-            except LinAlgError:
-                ridge *= 100
-        raise LinAlgError("the Hessian is not definite")
+        return gradient, -Equations.of(hessian).solve(gradient)
 
 
 def _terms(network: Stacked, q: Vector, p: Vector, values: Vector) -> tuple[_Terms, Vector]:

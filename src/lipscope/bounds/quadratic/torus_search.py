@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
+from numpy.linalg import LinAlgError
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
+from lipscope.bounds.quadratic.cholesky import Equations
 from lipscope.bounds.quadratic.stacked import Vector
 from lipscope.bounds.quadratic.torus import Spectrum, Symbols, Torus, Value
 
@@ -221,18 +222,7 @@ class _Search:
         h[0, 0] = float((x.corner * t.corner.conj()).sum().real)
         index = np.arange(1, len(h))
         h[index, index] += self.slack / self.y[1:]
-        scale = 1 / np.sqrt(np.maximum(np.diagonal(h), 1e-300))
-        h = h * scale[:, None] * scale
-        ridge = 1e-15
-        while True:
-            try:
-                factor = cho_factor(h + ridge * np.eye(len(h)))
-            except LinAlgError:
-                ridge *= 100
-                if ridge > 1:
-                    raise
-                continue
-            return lambda right: np.asarray(scale * cho_solve(factor, scale * right))
+        return Equations.of(h).solve
 
     def advance(self) -> bool:
         """One predictor and corrector; False if no step leads on."""

@@ -68,10 +68,13 @@ def windows(problem: Problem, limit: int, memory: int | None = None) -> list[Win
     passed, allowed = gates(problem, anchors(problem)), affordable(memory)
     found, i = [], 0
     while i < len(passed) - 1:
-        j = i + 1
-        while j < len(passed) and _fits(problem, passed[i], passed[j], limit, allowed):
-            j += 1
-        last = j - 1
+        last = len(passed) - 1
+        if not _fits(
+            problem, passed[i], passed[last], limit, allowed
+        ):  # a longer part never fits where a shorter one does not
+            last = i
+            while _fits(problem, passed[i], passed[last + 1], limit, allowed):
+                last += 1
         if last > i and any(open_units(problem, k) for k in between(problem, passed[i], passed[last])):
             found.append(Window(passed[i], passed[last]))
         i = max(last, i + 1)
