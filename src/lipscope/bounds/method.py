@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from lipscope.bounds.problem import NoBound, Problem
+from lipscope.bounds.threads import one_thread
 from lipscope.claims.progress import Progress, silent
 from lipscope.claims.regions import Vector
 
@@ -149,6 +150,7 @@ class Method(ABC):
         if refusal is not None:
             return Candidate(self.name, None, 0.0, note=refusal)
         try:
-            return self.search(problem, effort)
+            with one_thread():
+                return self.search(problem, effort)
         except NoBound as reason:
             return Candidate(self.name, None, time.monotonic() - began, note=str(reason), blocked=reason)

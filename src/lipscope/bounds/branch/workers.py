@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import joblib
-from threadpoolctl import threadpool_limits
 
 from lipscope.bounds.branch.examine import Finding, Task, examine, examine_packed
 from lipscope.bounds.branch.points import Evaluator
 from lipscope.bounds.branch.skeleton import Skeleton
+from lipscope.bounds.threads import one_thread
 from lipscope.claims.norms import Norm
 
 PATIENCE = 2.0
@@ -33,7 +33,7 @@ class Workers:
         self._packed = b""
 
     def __enter__(self) -> Workers:
-        self._stack.enter_context(threadpool_limits(1, user_api="blas"))
+        self._stack.enter_context(one_thread())
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -26,6 +26,7 @@ from numpy.linalg import LinAlgError
 from lipscope.bounds.quadratic.cholesky import cholesky, solved
 from lipscope.bounds.quadratic.forms import Piece
 from lipscope.bounds.quadratic.stacked import Layer, Matrix, Reads, Stacked, Vector
+from lipscope.bounds.threads import threads_for
 from lipscope.claims.definite import shifted_cholesky
 from lipscope.claims.rounding import gamma, sqrt_up
 
@@ -72,7 +73,8 @@ def proved_form(network: Stacked, positive: Stacked, roundings: int, values: Vec
     form, alive = _output_form(network.output, positive.output, roundings)
     for k in reversed(range(len(network.layers))):
         own = values[network.units_of(k)]
-        step = _eliminate(form, alive, network.layers[k], positive.layers[k], k + 1, own, roundings, rooms)
+        with threads_for(len(form) + len(own)):
+            step = _eliminate(form, alive, network.layers[k], positive.layers[k], k + 1, own, roundings, rooms)
         if step is None:
             return None
         form, alive, rooms = step

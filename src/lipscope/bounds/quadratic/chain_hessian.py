@@ -19,6 +19,7 @@ from scipy.sparse import csr_array
 from lipscope.bounds.quadratic.chain_point import Chain, State
 from lipscope.bounds.quadratic.cholesky import Equations
 from lipscope.bounds.quadratic.stacked import Matrix, Vector
+from lipscope.bounds.threads import threads_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +51,13 @@ def newton_step(chain: Chain, state: State, q: float) -> Newton:
     """
     places = np.concatenate([[0], chain.network.variables + 1])
     slope = np.asarray(np.bincount(places, chain.gradient(state, q)), dtype=np.float64)
-    bend = hessian(chain, state, q)
-    if len(slope) < len(bend):  # units that share a multiplier
-        bend = np.tril(bend) + np.tril(bend, -1).T
-        sums = csr_array((np.ones(len(places)), (places, np.arange(len(places)))))
-        bend = np.ascontiguousarray(sums @ (sums @ bend).T)
-    step, path = Equations.of(bend).solve(np.stack([slope, np.eye(1, len(slope))[0]], axis=1)).T
+    with threads_for(len(slope)):
+        bend = hessian(chain, state, q)
+        if len(slope) < len(bend):  # units that share a multiplier
+            bend = np.tril(bend) + np.tril(bend, -1).T
+            sums = csr_array((np.ones(len(places)), (places, np.arange(len(places)))))
+            bend = np.ascontiguousarray(sums @ (sums @ bend).T)
+        step, path = Equations.of(bend).solve(np.stack([slope, np.eye(1, len(slope))[0]], axis=1)).T
     rise = q * float(path[0]) / float(state.y[0]) ** 2
     return Newton(step[places], float(np.sqrt(max(slope @ step, 0.0))), rise)
 

@@ -29,6 +29,7 @@ from numpy.linalg import LinAlgError
 from lipscope.bounds.quadratic.cholesky import cholesky, triangular
 from lipscope.bounds.quadratic.newton import minimise
 from lipscope.bounds.quadratic.stacked import Layer, Matrix, Stacked, Vector
+from lipscope.bounds.threads import threads_for
 
 ROOM, LAST = 0.5, 1e-6
 """The relative gap of s at which a stage stops: all but the last, and the last, whose s is the bound."""
@@ -69,8 +70,9 @@ def _forward(network: Stacked, stage: Stage) -> Vector | None:
             return None
         if h.shape[1] > h.shape[0]:
             h = np.linalg.qr(h.T)[1].T
-        values = stage(layer, h, after)
-        root = None if values is None else _root(layer, h, values)
+        with threads_for(sum(h.shape)):
+            values = stage(layer, h, after)
+            root = None if values is None else _root(layer, h, values)
         if values is None or root is None:
             return None
         found.append(values)

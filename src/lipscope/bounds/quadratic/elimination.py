@@ -18,6 +18,7 @@ from numpy.linalg import LinAlgError
 
 from lipscope.bounds.quadratic.cholesky import cholesky, solved
 from lipscope.bounds.quadratic.stacked import Layer, Matrix, Stacked, Vector
+from lipscope.bounds.threads import threads_for
 
 Form = dict[tuple[int, int], Matrix]
 """A symmetric quadratic form by pairs of blocks (b, c), both orders stored."""
@@ -47,7 +48,8 @@ def eliminate(network: Stacked, choose: Choice) -> tuple[Matrix, Vector]:
         inner = form.pop((own, own), np.zeros((layer.size, layer.size)))
         chosen = choose(k, inner)
         values[network.units_of(k)] = chosen
-        _eliminate_layer(form, layer, own, inner, chosen)
+        with threads_for(layer.size):
+            _eliminate_layer(form, layer, own, inner, chosen)
     zero = np.zeros((network.input_size, network.input_size))
     return form.get((0, 0), zero), values
 

@@ -31,6 +31,7 @@ from scipy.sparse import csr_array
 from lipscope.bounds.quadratic.cholesky import Equations, cholesky, triangular
 from lipscope.bounds.quadratic.envelope import Factor, envelope, factored
 from lipscope.bounds.quadratic.stacked import Matrix, Stacked, Vector
+from lipscope.bounds.threads import threads_for
 
 ITERATIONS = 80
 """It takes some twenty; more than this it takes only where rounding has the last word."""
@@ -85,12 +86,13 @@ def minimise(
         ValueError: the start is not strictly feasible.
     """
     scaled, scale = _rescaled(network, rho, values)
-    search = _Search(scaled, values * scale)
-    path = [search.point(rho, scale)]
-    for _ in range(ITERATIONS):
-        if path[-1].gap < tolerance or time.monotonic() > deadline or _stands(path) or not search.advance():
-            break
-        path.append(search.point(rho, scale))
+    with threads_for(network.dimension):
+        search = _Search(scaled, values * scale)
+        path = [search.point(rho, scale)]
+        for _ in range(ITERATIONS):
+            if path[-1].gap < tolerance or time.monotonic() > deadline or _stands(path) or not search.advance():
+                break
+            path.append(search.point(rho, scale))
     return path
 
 

@@ -22,6 +22,7 @@ from lipscope.bounds.quadratic.cholesky import Equations, cholesky, inverse
 from lipscope.bounds.quadratic.elimination import norm_start, smallest_rho
 from lipscope.bounds.quadratic.stacked import Matrix, Stacked, Vector
 from lipscope.bounds.quadratic.wanted import FAR, Wanted
+from lipscope.bounds.threads import threads_for
 
 STEPS = 80
 """Newton steps for one centring."""
@@ -130,7 +131,8 @@ def search(network: Stacked, wanted: Wanted, start: Point | None = None) -> list
     weight = size / first_gap
     factor = terms.factor(y)
     while factor is not None:
-        y, factor, centred = _centred(terms, y, factor, weight, wanted.deadline)
+        with threads_for(len(factor)):
+            y, factor, centred = _centred(terms, y, factor, weight, wanted.deadline)
         own = y * first
         cost = float(terms.cost @ y)
         gap = size / weight / cost
