@@ -219,7 +219,7 @@ def _bound(
         return result
     progress("checking the bundle independently", 0.0)
     try:
-        return result.checked(progress)
+        return _checked(result, progress)
     except KeyboardInterrupt:
         return replace(result, interrupted=True)
     except (ResourceError, OSError) as error:
@@ -239,6 +239,25 @@ def check(folder: str | Path, progress: Progress = silent) -> lipcheck.Verdict:
         return lipcheck.check(Path(folder), progress=lambda message: progress(f"checking: {message}", 0.0))
     except lipcheck.Unreadable as error:
         raise UsageError(str(error)) from None
+
+
+def _checked(result: Result, progress: Progress) -> Result:
+    """The result with the checker's statuses; where it refuses the best bound, with the best of the others that it accepts.
+
+    Bounds beyond what the checker's own error bounds can hold (a constant of 1e-80, layers whose rounding errors grow over a depth of hundreds)
+    are refused, and a larger one that is proved is worth more.
+    """
+    first = result.checked(progress)
+    if not first.refused:
+        return first
+    others = [c for c in result.candidates if c is not result.candidate and c.value is not None and c.proof is not None]
+    for other in sorted(others, key=lambda c: (c.value, c.failure)):
+        found = replace(result.found, value=other.value, method=other.method, failure=other.failure)
+        second = replace(result, found=found, candidate=other).checked(progress)
+        if not second.refused:
+            best = f"{result.found.method} has {result.found.value!r}, which the checker refuses ({first.refusal})"
+            return replace(second, warnings=(*second.warnings, f"{best}; this is the best bound that it accepts"))
+    return first
 
 
 def _remarks(result: Result) -> tuple[str, ...]:

@@ -246,10 +246,14 @@ class _Search:
         if self.problem.norm == "l1":
             return jacobian.abs().sum(1).amax(1), _peak(jacobian.abs().sum(1))
         # Rows are few: the top left singular vector comes from the small Gram matrix, J^T of it is the direction.
+        # Scaled by a power of two, exactly, so that its squares stay within float64.
+        size = jacobian.abs().amax((1, 2), keepdim=True).clamp_min(1e-300)
+        scale = torch.exp2(torch.floor(torch.log2(size)))
+        jacobian = jacobian / scale
         values, vectors = torch.linalg.eigh(jacobian @ jacobian.mT)
         back = (jacobian.mT @ vectors[:, :, -1:])[:, :, 0]
         moves = (back != 0).any(1)[:, None]
-        return values[:, -1].clamp_min(0).sqrt(), torch.where(
+        return values[:, -1].clamp_min(0).sqrt() * scale[:, 0, 0], torch.where(
             moves, _unit(back, "l2"), _unit(self._random(*points.shape), "l2")
         )
 

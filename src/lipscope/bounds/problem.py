@@ -19,6 +19,9 @@ from lipscope.network.graph import Graph
 from lipscope.network.nodes import Concat, Constant, Dense, Discontinuous, Elementwise, Node, Reshape
 from lipscope.rules.questions import Interval, box_image, slopes
 
+SLIGHT = 1e-100
+"""Slopes nearer to 0 make products of weights and slopes underflow; a function is that flat where it has saturated."""
+
 
 class NoBound(LipscopeError):
     """Nothing finite can be proved: `node` (an index) stands in the way, `reason` says why."""
@@ -147,7 +150,7 @@ class Problem:
     def slopes(self) -> dict[int, tuple[Tensor, Tensor]]:
         """Enclosures of the difference quotients of every `Elementwise` node, by index, of the node's shape."""
         return {
-            index: slopes(node, self.operand(node))
+            index: _not_too_small(*slopes(node, self.operand(node)))
             for index, node in enumerate(self.graph.nodes)
             if isinstance(node, Elementwise) and index in self.reaching
         }
@@ -193,3 +196,11 @@ def pose(graph: Graph, claim: Claim, data: Tensor | None = None, narrowing_work:
     check_size(claim.region, graph.input_size)
     points = torch.zeros((0, graph.input_size), dtype=torch.float64) if data is None else data
     return Problem(graph, select_output(graph, claim.output), claim, points, narrowing_work)
+
+
+def _not_too_small(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The same ranges, ends next to 0 moved to where products with weights do not underflow; ends at 0 and single slopes stay."""
+    wide = lower != upper
+    low = torch.where(wide & (lower.abs() < SLIGHT) & (lower != 0), torch.where(lower > 0, 0.0, -SLIGHT), lower)
+    high = torch.where(wide & (upper.abs() < SLIGHT) & (upper != 0), torch.where(upper > 0, SLIGHT, 0.0), upper)
+    return low, high

@@ -87,6 +87,16 @@ class Result:
         return {} if self.verdict is None else self.verdict[side]  # type: ignore[return-value]
 
     @property
+    def refused(self) -> bool:
+        """Whether the checker does not accept the upper side."""
+        return self._part("upper").get("status") == "rejected"
+
+    @property
+    def refusal(self) -> str:
+        """Why, in its words."""
+        return "; ".join(self._part("upper")["reasons"])
+
+    @property
     def upper(self) -> Upper:
         """The upper side with the status that the checker gave it."""
         match self._part("upper").get("status"):
@@ -95,7 +105,7 @@ class Result:
             case "rejected":
                 reason = (
                     "the checker refused: "
-                    + "; ".join(self._part("upper")["reasons"])
+                    + self.refusal
                     + ". This is a defect of lipscope, not of your model; please report it"
                 )
                 return replace(

@@ -70,6 +70,10 @@ class Ball:
         _check_vector("the ball's center", self.center)
         if not (np.isfinite(self.radius) and self.radius >= 0):
             raise UsageError(f"expected a finite radius >= 0, got {self.radius}")
+        if self.radius > FARTHEST / 2 or (np.abs(self.center) > FARTHEST / 2).any():
+            raise UsageError(
+                f"expected a ball within {FARTHEST:g} of 0, got one of radius {self.radius:g}; everywhere has no ends"
+            )
 
     def box(self) -> Box:
         """The smallest box of float64 numbers around the ball (the same for every norm), rounded outward."""
@@ -80,11 +84,19 @@ class Ball:
 Region = Everywhere | Box | Ball
 
 
+FARTHEST = 1e300
+"""Where regions end: sums and differences of their points stay within float64."""
+
+
 def _check_vector(what: str, vector: Vector) -> None:
     if vector.ndim != 1 or vector.dtype != np.float64:
         raise UsageError(f"expected {what} as a flat float64 vector, got {vector.dtype} of shape {vector.shape}")
     if not np.isfinite(vector).all():
         raise UsageError(f"expected {what} to be finite, got {int((~np.isfinite(vector)).sum())} entries that are not")
+    if (np.abs(vector) > FARTHEST).any():
+        raise UsageError(
+            f"expected {what} within {FARTHEST:g} of 0, got {np.abs(vector).max():g}; everywhere has no ends"
+        )
 
 
 def check_size(region: Region, size: int) -> None:
@@ -139,7 +151,7 @@ def _parse_ball(rest: str, norm: Norm) -> Ball:
         raise UsageError(f"expected a ball in the claim's norm {norm}, got one in {named} from {rest}")
     if np.size(arrays["radius"]) != 1:
         raise UsageError(f"expected one radius in {rest}, got an array of shape {np.shape(arrays['radius'])}")
-    return Ball(_vector(arrays["center"]), float(np.reshape(arrays["radius"], ())))
+    return Ball(_vector(arrays["center"]), float(_vector(arrays["radius"])[0]))
 
 
 def _vector(array: NDArray[np.generic]) -> Vector:

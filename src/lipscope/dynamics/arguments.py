@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ def as_data(given: object, what: str) -> Data:
         raise UsageError(
             f"expected {what}=(inputs, targets), two tensors, or inputs alone, got {', '.join(names)}{hint}"
         )
+    if parts[0].layout is not torch.strided:
+        raise UsageError(f"expected dense inputs in {what}=, got {parts[0].layout}; call .to_dense() on them")
     inputs = parts[0].detach().clone()
     targets = parts[1].detach().clone() if len(parts) == 2 and isinstance(parts[1], Tensor) else None
     return inputs, targets
@@ -92,6 +95,25 @@ def check_loss(loss: object) -> None:
     """Raise `UsageError` unless the loss can be called."""
     if loss is not None and not callable(loss):
         raise UsageError(f"expected loss=, a function of outputs and targets, got {type(loss).__name__}")
+
+
+def check_writers(writers: object) -> None:
+    """Raise `UsageError` unless it is a list of writers."""
+    for writer in writers if isinstance(writers, list | tuple) else [writers]:
+        if not (callable(getattr(writer, "write", None)) and callable(getattr(writer, "close", None))):
+            raise UsageError(f"expected writers=[...], objects with write and close, got {type(writer).__name__}")
+
+
+def check_place(run: object) -> None:
+    """Raise `UsageError` unless it names a folder."""
+    if not isinstance(run, str | Path) or not str(run).strip():
+        raise UsageError(f"expected run=, the name of a folder, got {run!r}")
+
+
+def check_count(name: str, number: object) -> None:
+    """Raise `UsageError` unless it is a whole number that is not negative."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise UsageError(f"expected {name}, a whole number of at least 0, got {number!r}")
 
 
 def check_quantities(quantities: Iterable[object]) -> None:

@@ -69,7 +69,7 @@ def preset(name: str, budget: float | None = None) -> Preset:
         raise UsageError(f"expected a preset out of {', '.join(PRESETS)}, got {name!r}")
     if budget is None:
         return PRESETS[name]
-    if not (isinstance(budget, int | float) and 0 < budget <= 1):
+    if isinstance(budget, bool) or not (isinstance(budget, int | float) and 0 < budget <= 1):
         meant = (
             f"; {budget:g} % is budget={budget / 100:g}"
             if isinstance(budget, int | float) and 1 < budget <= 100

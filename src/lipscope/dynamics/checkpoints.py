@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lipscope.claims.errors import ModelError, UsageError
 from lipscope.claims.progress import Progress, silent
 from lipscope.claims.quantity import Quantity, Reading
-from lipscope.dynamics.arguments import Loss, as_data
+from lipscope.dynamics.arguments import Loss, as_data, check_count, check_place
+from lipscope.dynamics.own_loss import own_loss
 from lipscope.dynamics.panel import Panel, Sources
 from lipscope.dynamics.shadow import unwrapped
 
@@ -24,6 +25,8 @@ State = Mapping[str, Any]
 Checkpoint = str | Path | State
 GROUPS = ("step", "probe", "noise", "proof", "spectrum")
 """Whatever needs no step in the middle of happening."""
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 _KEYS = ("state_dict", "model_state_dict", "model", "weights")
 
@@ -59,13 +62,15 @@ def replay(
         UsageError: there are no checkpoints, steps are not increasing, a file has no weights, or the folder has a run.
         ModelError: weights do not fit the model.
     """
+    check_place(run)
     listed = _by_step(checkpoints)
     if (Path(run) / "run.sqlite").exists():
         raise UsageError(f"expected a folder without a run, got {run}; a replay is a run of its own")
     twin = copy.deepcopy(unwrapped(model))
-    _load(twin, listed[0][1])
+    for _, checkpoint in reversed(listed):  # all of them before anything is written; the first one stays
+        _load(twin, checkpoint)
     groups = (*GROUPS, *(("extra",) if quantities else ()))
-    sources = Sources(twin, as_data(probe, "probe"), loss, quantities=quantities)
+    sources = Sources(twin, as_data(probe, "probe"), own_loss(loss), quantities=quantities)
     panel = Panel(sources, run, groups, {"replay": len(listed)}, seed=seed)
     state = "failed"
     try:
@@ -108,6 +113,8 @@ def _by_step(checkpoints: Iterable[Checkpoint] | Mapping[int, Checkpoint]) -> li
     if not listed:
         raise UsageError("expected at least one checkpoint, got none")
     steps = [step for step, _ in listed]
+    for step in steps:
+        check_count("checkpoints by step", step)
     if any(b <= a for a, b in itertools.pairwise(steps)):
         raise UsageError(
             f"expected checkpoints in the order of their steps, got steps {steps}; give them as {{step: file}}"
@@ -153,5 +160,5 @@ def _read(path: str | Path, read: Any) -> Any:
         return read()
     except Exception as error:  # noqa: BLE001 - unpickling and safetensors raise what they like
         raise UsageError(
-            f"expected a checkpoint of tensors at {str(path)!r}: {type(error).__name__}: {error}"
+            f"expected a checkpoint of tensors at {str(path)!r}: {type(error).__name__}: {COLOURS.sub('', str(error))}"
         ) from None

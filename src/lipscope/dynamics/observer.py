@@ -16,9 +16,12 @@ from lipscope.claims.quantity import Quantity, Reading
 from lipscope.dynamics.arguments import (
     Loss,
     as_data,
+    check_count,
     check_loss,
+    check_place,
     check_quantities,
     check_reference,
+    check_writers,
     device_of,
     is_first_rank,
     optimizer_settings,
@@ -26,6 +29,7 @@ from lipscope.dynamics.arguments import (
 )
 from lipscope.dynamics.budget import Account, Controller, accounts
 from lipscope.dynamics.budget import preset as find_preset
+from lipscope.dynamics.own_loss import own_loss
 from lipscope.dynamics.panel import FIXED, Panel, Rows, Sources
 from lipscope.dynamics.quantities.batch_noise import averaged_ranks
 from lipscope.dynamics.quantities.identity_terms import IdentityTerms
@@ -57,7 +61,7 @@ class Observer:
     Args:
         model: that the optimizer trains. Compiled or parallel models are looked at through the module inside.
         optimizer: any `torch.optim.Optimizer`.
-        loss: of outputs and targets, the mean over examples.
+        loss: of outputs and targets, the mean over examples. A module is copied, since it may keep state; a function must keep none.
         probe: inputs and targets that stay the same, on the model's device and as the model gets them.
         run: folder; a run that is there is continued.
         preset: `lite` (2 %), `default` (5 %) or `research` (25 %).
@@ -107,9 +111,14 @@ class Observer:
         if not self.active:
             return
         check_loss(loss)
+        check_place(run)
+        check_writers(writers)
+        check_count("seed=", seed)
+        if start_step is not None:
+            check_count("start_step=", start_step)
         check_quantities(quantities)
         sources = Sources(
-            model, as_data(probe, "probe"), loss, None if reference is None else as_data(reference, "reference"),
+            model, as_data(probe, "probe"), own_loss(loss), None if reference is None else as_data(reference, "reference"),
             quantities, writers,
         )  # fmt: skip
         check_reference(sources.reference, loss)
@@ -232,7 +241,7 @@ class Observer:
         self._handles = []
         if (batch := self.panel.batch) is not None:
             batch.disarm()
-        if not failed:
+        if not failed and not self.panel.stopped:
             began = self._clock()
             groups = [a.name for a in self._controller.accounts if a.name not in FIXED and a.last < self.step]
             rows = [row for group in groups for row in self._read(group)]
@@ -257,7 +266,7 @@ class Observer:
         """Right before the optimizer's step. `closure`: gradients at this point are not those of the step."""
         batch = self.panel.batch if self.active else None
         armed = batch is not None and batch.armed
-        if not self.active or (self.step + 1 < self._controller.wake and not armed):
+        if not self.active or self.panel.stopped or (self.step + 1 < self._controller.wake and not armed):
             return
         heard = batch.seconds if batch is not None else 0.0
         self._controller.aside(heard)

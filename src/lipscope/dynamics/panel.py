@@ -24,7 +24,7 @@ from lipscope.dynamics.quantities.batch_noise import BatchNoise
 from lipscope.dynamics.quantities.identity_terms import IdentityTerms
 from lipscope.dynamics.quantities.scene import WHOLE, Scene, Subject, Watch, dtype_of, scale_of
 from lipscope.dynamics.recorder import Entry, Recorder, warn_user
-from lipscope.dynamics.view import View, check_probe, isolated, seen_by_others
+from lipscope.dynamics.view import ModelChanged, View, check_probe, isolated, seen_by_others
 
 if TYPE_CHECKING:
     from lipscope.dynamics.track import IdentityTracker
@@ -85,6 +85,7 @@ class Panel:
         budget: float = float("inf"),
     ) -> None:
         self._said: set[str] = set()
+        self.stopped = False
         self._sources = sources
         self.view = View(sources.model)
         inputs, targets = sources.probe
@@ -121,12 +122,22 @@ class Panel:
     # --------------------------------------------------------------------------------------------------- reading
 
     def read(self, groups: Iterable[str], step: int) -> Rows:
-        """The readings of these groups at this moment; a quantity that fails is left out from then on."""
+        """The readings of these groups at this moment; a quantity that fails is left out from then on.
+
+        None once the model is not the one that it was: then it is `stopped`.
+        """
         rows: Rows = []
+        if self.stopped:
+            return rows
         chosen = list(groups)
         calls = any(group not in FIXED for group in chosen)
         with isolated(self.view.device, draws=calls):
-            self.view.refresh()
+            try:
+                self.view.refresh()
+            except ModelChanged as reason:
+                self.stopped = True
+                self.trouble("changed", str(reason))
+                return []
             self.subject.forget()
             finite = not calls or self._finite()
             if not finite and "not finite" not in self._said:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lipscope.claims.errors import ModelError, UsageError
+from lipscope.dynamics.construction import Settings, adopt, difference, settings, structure
 from lipscope.dynamics.shadow import HOOKS, unwrapped
 from lipscope.network.load.torch_module import double_copy
 
@@ -44,8 +45,17 @@ def isolated(device: torch.device, draws: bool = True) -> Iterator[None]:
             random.setstate(words)
 
 
+class ModelChanged(ModelError):
+    """The model has other modules or parameters than the one that the twin was made of."""
+
+
 class View:
     """The twin of a model. `model` computes what the model would compute in eval mode, with the weights of this moment.
+
+    Attributes:
+        live: the model itself.
+        model: its twin.
+        settings: the plain attributes that the twin has since it was last refreshed.
 
     Raises:
         ModelError: the model cannot be copied, or has parameters that are not there yet or live on several machines.
@@ -63,7 +73,11 @@ class View:
             if type(parameter).__name__ == "DTensor" or hasattr(parameter, "device_mesh"):
                 raise ModelError(f"expected whole parameters, got {name!r}, which is sharded over machines")
         self.model = _skeleton(self.live)
+        self.settings: Settings = settings(self.live)
         self._pairs = list(zip(self.model.parameters(), self.live.parameters(), strict=True))
+        self._structure = structure(self.live)
+        self._names = {id(module): name for name, module in self.live.named_modules()}
+        self._kept = list(self.live.modules())  # as long as they are there, nothing else has their identity
         self._double: nn.Module | None = None
         self.refresh()
 
@@ -78,7 +92,21 @@ class View:
         return next((p.dtype for p in self.live.parameters() if p.is_floating_point()), torch.float32)
 
     def refresh(self) -> nn.Module:
-        """The twin, brought up to the weights and buffers of this moment."""
+        """The twin, brought up to the weights, buffers and plain attributes of this moment.
+
+        Raises:
+            ModelChanged: the model has other modules or parameters than it had.
+        """
+        if structure(self.live) != self._structure:
+            raise ModelChanged(
+                f"expected the model that the observer was made for, got one that was rebuilt: "
+                f"{difference(self.live, self._names, self._structure)}; nothing more is read. Close this observer and make a new one "
+                "with the same run="
+            )
+        now = settings(self.live)
+        if now != self.settings:
+            adopt(self.model, self.live)
+            self.settings = now
         with torch.no_grad():
             for twin, live in self._pairs:
                 twin.data = live.detach()

@@ -137,6 +137,19 @@ class RunFacts:
         proved = steps[np.isfinite(values)]
         return int(proved[-1]) if proved.size else None
 
+    @property
+    def lower_when_proved(self) -> float | None:
+        """The largest Jacobian norm on the probe of the weights that the last finite upper bound is about, if it was measured."""
+        steps, values = self.values("lower")
+        found = values[steps == self.proved_at]
+        return float(found[-1]) if found.size and math.isfinite(found[-1]) else None
+
+    @property
+    def left_out(self) -> str:
+        """Why the product of all layers' norms has no value, in words: the identity's sums are then about the others."""
+        _, values = self.values("log_product")
+        return self.note("log_product") if values.size and not math.isfinite(values[-1]) else ""
+
     @cached_property
     def prediction(self) -> Prediction | None:
         """Of the stochastic differential equation; None where the steps were not split into flow and noise."""

@@ -119,7 +119,7 @@ def _squares(forms: Forms, norm: Norm, task: Task) -> tuple[Finding, Stakes | No
         bound = spectral_bound(forms)
         return None if bound is None else (Finding("norm", bound), None)
     inherited = None if task.parent is None else task.parent.centre
-    found = quadratic(forms, inherited, task.target**2, task.deadline)
+    found = quadratic(forms, inherited, task.target * task.target, task.deadline)
     if found is None:
         return None
     values = dict(zip(forms.live, found.values.tolist(), strict=True))

@@ -77,7 +77,7 @@ def _frame(domain: Domain, distances: Matrix) -> _Frame:
         return _Frame(center, np.full(size, typical), np.zeros((0, size)), np.zeros(0))
     ends = domain.ends()
     assert ends is not None
-    half = (ends[1] - ends[0]) / 2
+    half = ends[1] / 2 - ends[0] / 2
     if domain.kind == "l2":
         return _Frame(center, half, np.zeros((0, size)), np.zeros(0), 0.5)
     if domain.kind == "l1":
@@ -125,7 +125,10 @@ def _least_distance(rows: Matrix, least: Matrix, least_square: float) -> tuple[M
     goal[-1] = 1.0
     try:
         scaled, distance = nnls(system, goal)
-    except RuntimeError:  # it goes round in circles
+    except (
+        RuntimeError,
+        ValueError,
+    ):  # it goes round in circles; the domain's ends are so far apart that their distance is inf
         return None
     if distance**2 < least_square:
         return None, scaled / size

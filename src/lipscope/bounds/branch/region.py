@@ -85,17 +85,19 @@ class Domain:
         if self.kind in ("box", "linf"):
             found = self.ends()
             assert found is not None
-            half = (found[1] - found[0])[:, None] / 2 * INSIDE
+            half = (found[1] / 2 - found[0] / 2)[:, None] * INSIDE
             return np.clip(points, center - half, center + half)
         radius = float(self.second[0]) * INSIDE
         length = np.linalg.norm(points - center, 1 if self.kind == "l1" else 2, axis=0)
-        shrunk: Matrix = center + (points - center) * np.minimum(1.0, radius / np.maximum(length, 1e-300))
+        shrunk: Matrix = center + (points - center) * np.where(
+            length > radius, radius / np.where(length > radius, length, 1.0), 1.0
+        )
         return shrunk
 
     def middle(self) -> Matrix:
         """A point inside, in float64; for searching."""
         found = self.ends()
-        return np.zeros(len(self.free)) if found is None else (found[0] + found[1]) / 2
+        return np.zeros(len(self.free)) if found is None else found[0] / 2 + found[1] / 2
 
 
 def domain_of(region: Region, size: int, norm: Norm) -> Domain:

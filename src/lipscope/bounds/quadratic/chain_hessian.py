@@ -58,7 +58,7 @@ def newton_step(chain: Chain, state: State, q: float) -> Newton:
             sums = csr_array((np.ones(len(places)), (places, np.arange(len(places)))))
             bend = np.ascontiguousarray(sums @ (sums @ bend).T)
         step, path = Equations.of(bend).solve(np.stack([slope, np.eye(1, len(slope))[0]], axis=1)).T
-    rise = q * float(path[0]) / float(state.y[0]) ** 2
+    rise = float(q * path[0] / state.y[0] / state.y[0])
     return Newton(step[places], float(np.sqrt(max(slope @ step, 0.0))), rise)
 
 

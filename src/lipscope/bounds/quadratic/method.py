@@ -126,7 +126,7 @@ class Quadratic(Method):
         except OutOfRange as reason:
             notes.append(str(reason))
             return None
-        except (Infeasible, np.linalg.LinAlgError, ValueError) as failure:
+        except (Infeasible, np.linalg.LinAlgError, ArithmeticError, ValueError) as failure:
             notes.append(f"no multipliers found ({type(failure).__name__})")
             return None
         if found is None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lipscope.claims.errors import LipscopeError, ModelError, UnsupportedError
 from lipscope.claims.quantity import Moment, Reading
+from lipscope.dynamics.construction import Settings
 from lipscope.dynamics.layers import WatchedLayer
 from lipscope.dynamics.template import Template, disagreement
 from lipscope.dynamics.view import View, isolated
@@ -51,13 +52,15 @@ class Subject:
     missing: str = ""
     unknown: bool = False
     _template: Template | None = None
+    _settings: Settings = field(default_factory=list)
     _filled: tuple[int, Graph] | None = None
 
     def prepare(self) -> None:
-        """Export the model, once; `missing` tells why it cannot be done."""
-        if self.made:
+        """Export the model, once and again when its plain attributes have changed; `missing` tells why it cannot be done."""
+        if self.made and self._settings == self.view.settings:
             return
-        self.made = True
+        self.made, self.missing, self.unknown = True, "", False
+        self._template, self._settings = None, self.view.settings
         if not self.inputs.is_floating_point():
             self.missing = WHOLE.format(dtype=dtype_of(self.inputs))
             return
