@@ -200,7 +200,7 @@ def pose(graph: Graph, claim: Claim, data: Tensor | None = None, narrowing_work:
 
 def _not_too_small(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     """The same ranges, ends next to 0 moved to where products with weights do not underflow; ends at 0 and single slopes stay."""
-    wide = lower != upper
-    low = torch.where(wide & (lower.abs() < SLIGHT) & (lower != 0), torch.where(lower > 0, 0.0, -SLIGHT), lower)
-    high = torch.where(wide & (upper.abs() < SLIGHT) & (upper != 0), torch.where(upper > 0, SLIGHT, 0.0), upper)
+    wide, zero, slight = lower != upper, torch.zeros_like(lower), torch.full_like(lower, SLIGHT)
+    low = torch.where(wide & (lower.abs() < SLIGHT) & (lower != 0), torch.where(lower > 0, zero, -slight), lower)
+    high = torch.where(wide & (upper.abs() < SLIGHT) & (upper != 0), torch.where(upper > 0, slight, zero), upper)
     return low, high

@@ -90,6 +90,7 @@ def examine_packed(packed: bytes, task: Task) -> Finding:
     return examine(skeleton, norm, evaluator, task)
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # in a process of its own, too
 def examine(skeleton: Skeleton, norm: Norm, evaluator: Evaluator, task: Task) -> Finding:
     """What is known of a cell."""
     points = None if task.parent is None else task.parent.points

@@ -53,6 +53,7 @@ class BranchAndBound(Method):
             note = "stopped before it had a bound"
             return Candidate(self.name, None, time.monotonic() - began, note=note, interrupted=True)
 
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what is not finite is not proved
     def _search(self, problem: Problem, effort: Effort, began: float) -> Candidate:
         left = max(effort.deadline - began, 0.0)
         quick = replace(effort, deadline=began + min(QUICK, QUICK_SHARE * left))

@@ -82,6 +82,8 @@ def smallest_rho(network: Stacked, values: Vector) -> float:
         left, _ = eliminate(network, lambda k, inner: values[network.units_of(k)])
     except Infeasible:
         return float("inf")
+    if not np.isfinite(left).all():
+        return float("inf")
     return max(0.0, float(np.linalg.eigvalsh((left + left.T) / 2)[-1]))
 
 
