@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import subprocess
 import sys
@@ -101,6 +102,20 @@ def test_facts(tmp_path: Path) -> None:
     assert facts.budget == 0.05
 
 
+def test_layers_that_the_identity_leaves_out_are_named(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "run", {}, {})
+    for step in (1, 2):
+        unknown = Reading("log_product", math.inf, "estimate", note="no finite constant: 'attention'")
+        recorder.record(Entry(step, 1.7e9, [*entry(step).readings, ("layer-norms", unknown)]))
+    recorder.close("finished")
+    write_report([tmp_path / "run"], tmp_path / "page.html")
+    page = html.unescape((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert (
+        "<strong>Not all of the network:</strong> no finite constant: 'attention'; the sums are about the other layers."
+        in page
+    )
+
+
 def test_the_page_holds_the_charts_and_escapes_names(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", range(0, 50, 5))]
     write_report(runs, tmp_path / "page.html")
@@ -110,6 +125,8 @@ def test_the_page_holds_the_charts_and_escapes_names(tmp_path: Path) -> None:
     kinds = {"sandwich", "heat", "forces", "spectra", "ranks", "task", "overhead"}
     assert set(drawn) == {"runs-c-comparison", *(f"{r}-c-{k}" for r in ("r1", "r2") for k in kinds)}
     assert "proved upper bound, of the weights at step 190" in page
+    assert "the norm was 3.9 then" in page, "an older bound stands beside the norm of its own step"
+    assert "Not all of the network" not in page
     assert "≤ L ≤" not in page, "what was measured is no proved lower end"
     assert "Tiny<script>" not in page
     assert "<b>head" not in page
