@@ -156,7 +156,7 @@ class Watchman:
     def _upper(self, upper: Reading | None) -> list[Alert]:
         if upper is None:
             return []
-        text = f"no upper bound: {upper.note}"
+        text = f"no upper bound: {upper.note.removeprefix('no finite bound: ')}"
         return self._begins(not math.isfinite(upper.value), Alert("not-certifiable", text, value=upper.value))
 
     def _not_finite(self, norm: Reading | None) -> list[Alert]:

@@ -60,7 +60,8 @@ class Upper:
         winner = best(found)
         if winner is None or winner.value is None:
             blocked = next((c.note for c in found if c.note), "no method has a finite bound")
-            yield Reading("upper", math.inf, "computed", note=blocked)
+            note = blocked.replace("give a box region", "lipscope bound takes a box region")
+            yield Reading("upper", math.inf, "computed", note=note)
             return
         self.latest = scene.step, winner.value
         chance = f", proved with probability 1 - {winner.failure:g}" if winner.failure else ""
