@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
@@ -143,6 +144,37 @@ def test_a_model_that_is_rebuilt_is_not_followed_and_training_goes_on(
     with open_run(tmp_path / "run") as run:
         assert run.sessions[-1].state == "finished"
         assert max(int(s.step[-1]) for s in run.all_series()) < 5
+
+
+class Configured(nn.Module):
+    """Its factor is in an object of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.config = nn.Linear(6, 3), SimpleNamespace(factor=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.config.factor
+
+
+def other_config(model: Configured) -> None:
+    model.config.factor = 7.0
+
+
+def other_forward(model: Configured) -> None:
+    model.forward = MethodType(lambda self, x: 7 * self.layer(x), model)  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("change", [other_config, other_forward])
+def test_what_a_twin_cannot_know_of_is_seen_before_a_proof(
+    tmp_path: Path, change: Callable[[Configured], None]
+) -> None:
+    torch.manual_seed(0)
+    model = Configured()
+    with pytest.warns(ObserverWarning, match="computes something else by .* with the same weights"):
+        norms = train(model, tmp_path / "run", lambda step: change(model) if step == 5 else None)
+    uppers = readings(tmp_path / "run", "upper")
+    assert max(uppers) < 5 and all(value >= norms[step] for step, value in uppers.items()), (uppers, norms)
 
 
 def test_weights_that_are_loaded_in_place_are_followed(tmp_path: Path) -> None:

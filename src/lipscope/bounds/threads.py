@@ -1,7 +1,7 @@
 """How many threads linear algebra gets.
 
 The searches make thousands of operations on small matrices. Shared out to threads each takes longer than in one, and numpy and scipy
-bring a pool of threads each, whose threads go on spinning for a while after their work is done: on two cores a search with both took up to twenty
+bring a pool of threads each, whose threads go on spinning for a while after their work is done: on two cores a search with both takes many
 times as long. So methods run with one thread, and only what is done to large matrices gets as many as there were.
 """
 

@@ -124,7 +124,7 @@ class Panel:
     def read(self, groups: Iterable[str], step: int) -> Rows:
         """The readings of these groups at this moment; a quantity that fails is left out from then on.
 
-        None once the model is not the one that it was: then it is `stopped`.
+        There are none once the model is not the one that it was: then the panel is `stopped`.
         """
         rows: Rows = []
         if self.stopped:
@@ -134,6 +134,8 @@ class Panel:
         with isolated(self.view.device, draws=calls):
             try:
                 self.view.refresh()
+                if "proof" in chosen and not self.subject.joined:
+                    self.view.check(inputs=self._sources.probe[0][:4])
             except ModelChanged as reason:
                 self.stopped = True
                 self.trouble("changed", str(reason))

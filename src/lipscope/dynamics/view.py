@@ -118,6 +118,23 @@ class View:
         self._double = None
         return self.model
 
+    def check(self, inputs: Tensor) -> None:
+        """Compare the twin with a new one: what it knows nothing of (an object among the attributes, another `forward`) may have changed.
+
+        Raises:
+            ModelChanged: at these inputs they have different outputs.
+        """
+        with torch.no_grad():
+            new, own = _skeleton(self.live)(inputs), self.model(inputs)
+        # The same operations on copies that lie elsewhere in memory may round otherwise.
+        room = 1e3 * torch.finfo(own.dtype).eps * float(own.abs().max()) if own.is_floating_point() else 0.0
+        if bool(own.isfinite().all()) and not float((new - own).abs().max()) <= room:
+            raise ModelChanged(
+                f"expected the model that the observer was made for, got one that computes something else by "
+                f"{float((new - own).abs().max()):.1e} with the same weights: an object among its attributes, or its forward, is another one; "
+                "nothing more is read. Close this observer and make a new one with the same run="
+            )
+
     def double(self) -> nn.Module:
         """A copy in float64 with the weights since `refresh`, parametrised weights taken as they are computed."""
         if self._double is None:

@@ -125,10 +125,7 @@ def _least_distance(rows: Matrix, least: Matrix, least_square: float) -> tuple[M
     goal[-1] = 1.0
     try:
         scaled, distance = nnls(system, goal)
-    except (
-        RuntimeError,
-        ValueError,
-    ):  # it goes round in circles; the domain's ends are so far apart that their distance is inf
+    except (RuntimeError, ValueError):  # it goes round in circles, or has met numbers that are not finite
         return None
     if distance**2 < least_square:
         return None, scaled / size

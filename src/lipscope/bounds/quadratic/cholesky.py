@@ -15,7 +15,7 @@ from scipy.linalg import lapack
 from lipscope.bounds.quadratic.stacked import Matrix, Vector
 
 RIDGE = 1e-15
-"""What the unit diagonal gets on top at first: a tenth of its rounding."""
+"""What the unit diagonal gets on top at first: a few roundings."""
 
 
 def cholesky(matrix: Matrix) -> Matrix:
