@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 
 import lipcheck
-from lipscope.bounds.auto import best, gathered, hinted, methods
+from lipscope.bounds.auto import best, gathered, methods
+from lipscope.bounds.differences import AllOutputs
 from lipscope.bounds.local.narrowing import affordable
 from lipscope.bounds.lower import lower_bound
 from lipscope.bounds.method import Candidate, Effort
 from lipscope.bounds.problem import Problem, pose
-from lipscope.bounds.quadratic.pairs import Multipliers, shared_multipliers
+from lipscope.bounds.quadratic.pairs import shared_multipliers
 from lipscope.bounds.unbounded import Unbounded, prove_unbounded
 from lipscope.certificate.pairs import Pairs
 from lipscope.certificate.result import Result, Upper
@@ -117,7 +118,7 @@ def bound(
         >>> result.upper.status, round(result.upper.value, 6), round(result.lower, 6)
         ('certified', 2.0, 2.0)
     """
-    return _bound(model, norm, region, output, method, budget, memory, check, progress, {})
+    return _bound(model, norm, region, output, method, budget, memory, check, progress)
 
 
 def bound_pairs(
@@ -133,8 +134,8 @@ def bound_pairs(
 ) -> Pairs:
     """Intervals for the constants of all differences of two outputs, which margins need, each with its proof and its witness.
 
-    All outputs together are bounded first. In l2 their multipliers, scaled, bound every difference at once; what is left of
-    the budget goes into each difference's own bound.
+    All outputs together are bounded first. Their bound implies one of every difference, and in l2 their multipliers, scaled, a better one; what
+    is left of the budget goes into each difference's own bound.
 
     Args:
         model: as for `bound`, like all that follow but the budget.
@@ -154,7 +155,7 @@ def bound_pairs(
     names = list(combinations(range(graph.output_size), 2))
     if not names:
         raise UsageError(f"expected a model with at least two outputs for pairs, got {graph.output_size}")
-    whole = _bound(model, norm, region, "all", method, budget * WHOLE_SHARE, memory, check, progress, {})
+    whole = _bound(model, norm, region, "all", method, budget * WHOLE_SHARE, memory, check, progress)
     proof = None if whole.candidate is None else whole.candidate.proof
     shared = {} if proof is None else shared_multipliers(whole.problem, proof, names)
     found, left, stopped = list[Result](), budget - whole.seconds, whole.interrupted
@@ -164,9 +165,8 @@ def bound_pairs(
         share = max(left / (len(names) - number), SMALLEST_BUDGET)
         progress(f"outputs {i}-{j}", number / len(names))
         try:
-            result = _bound(
-                model, norm, region, f"{i}-{j}", method, share, memory, check, silent, shared.get((i, j), {})
-            )
+            known = AllOutputs(whole.problem, whole.candidate, shared.get((i, j), {}))
+            result = _bound(model, norm, region, f"{i}-{j}", method, share, memory, check, silent, known)
         except Interrupted:
             stopped = True
             break
@@ -179,7 +179,7 @@ def bound_pairs(
 @torch.enable_grad()
 def _bound(
     model: LoadedModel | Graph, norm: str, region: Region | str, output: str, method: str, budget: float,
-    memory: int | None, check: bool, progress: Progress, multipliers: Multipliers,
+    memory: int | None, check: bool, progress: Progress, known: AllOutputs | None = None,
 ) -> Result:  # fmt: skip
     graph = model if isinstance(model, Graph) else model.graph
     agreement = () if isinstance(model, Graph) else tuple(model.agreement)
@@ -195,8 +195,8 @@ def _bound(
     data = torch.stack([torch.from_numpy(x).reshape(-1) for x, _ in agreement]) if agreement else None
     began, cpu = time.monotonic(), time.process_time()
     problem = pose(graph, claim, data, affordable(budget))
-    if multipliers:
-        problem.shared["multipliers"] = multipliers
+    if known is not None:
+        known.tell(problem)
     effort = Effort(deadline=began + UPPER_SHARE * budget, failure=FAILURE, memory=memory, progress=progress)
     try:
         result = _search(problem, method, effort, budget)
@@ -283,7 +283,7 @@ def _search(problem: Problem, method: str, effort: Effort, budget: float) -> Res
     witness = None
     try:
         if unbounded is None:
-            witness = lower_bound(hinted(problem, [p for c in found for p in c.points]), search)
+            witness = lower_bound(problem.with_points([p for c in found for p in c.points]), search)
     except KeyboardInterrupt:
         stopped = True
     return Result(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,11 @@ from bounds.test_quadratic import he_network, he_weights
 from harness.exact import one_hidden_layer
 from harness.expect import expect_lower, expect_upper
 from lipscope import bound, bound_pairs, load
+from lipscope.bounds.auto import candidates
+from lipscope.bounds.differences import AllOutputs
+from lipscope.bounds.method import Effort
 from lipscope.bounds.problem import pose
+from lipscope.bounds.product import Product
 from lipscope.bounds.quadratic.elimination import smallest_rho
 from lipscope.bounds.quadratic.forms import piece
 from lipscope.bounds.quadratic.pairs import shared_multipliers
@@ -91,7 +96,6 @@ def test_the_shared_multipliers_are_used_where_time_is_short() -> None:
     whole = bound(model, "l2", method="lipsdp", budget=5, check=False)
     assert whole.candidate is not None
     assert whole.candidate.proof is not None
-    from lipscope.bounds.method import Effort
     from lipscope.bounds.quadratic.method import EclipseFast
 
     alone = EclipseFast().run(problem, Effort())
@@ -99,6 +103,36 @@ def test_the_shared_multipliers_are_used_where_time_is_short() -> None:
     helped = EclipseFast().run(problem, Effort())
     assert helped.value < alone.value
     assert "by the multipliers of all outputs" in helped.note
+
+
+@pytest.mark.parametrize(("norm", "factor"), [("l1", 1.0), ("l2", np.sqrt(2)), ("linf", 2.0)])
+@pytest.mark.parametrize("region", ["everywhere", "box:-1,1"])
+def test_no_difference_is_worse_than_all_outputs_together(norm: str, factor: float, region: str) -> None:
+    """`branch` closes the whole; a difference has no time for it, and product alone would be far above."""
+    model = load(he_network((4, 6, 6, 3), 0), input_shape=(4,))
+    whole = bound(model, norm, region, method="branch", budget=20, check=False)
+    known = AllOutputs(whole.problem, whole.candidate)
+    for i, j in PAIRS:
+        problem = pose(model.graph, replace(whole.problem.claim, output=parse_output(f"{i}-{j}", 3)))
+        product = Product().run(problem, Effort())
+        known.tell(problem)
+        found = [*candidates(problem, Effort(), "product")]
+        assert [c.method for c in found] == ["branch", "product"]
+        expect_lower(found[0].value, factor * whole.upper.value * (1 + 1e-9))
+        assert found[0].value < product.value
+        expect_upper(found[0].value, bound(model, norm, region, f"{i}-{j}", "branch", 20, check=False).lower)
+
+
+def test_bounds_of_differences_from_all_outputs_are_checked() -> None:
+    """On a ball with a budget that leaves the differences nothing: boxes are those of all outputs, and so the proof holds."""
+    model = load(he_network((4, 8, 8, 3), 0), input_shape=(4,))
+    found = bound_pairs(model, "linf", "box:-0.5,0.5", "branch", budget=3)
+    assert found.accepted
+    for result in found.pairs:
+        assert result.upper.status == "certified"
+        assert result.candidates[0].note == "from the bound of all outputs"
+        expect_lower(result.upper.value, 2 * found.whole.upper.value * (1 + 1e-9))
+        assert result.problem.narrowing.lines.keys() == found.whole.problem.narrowing.lines.keys()
 
 
 def test_a_model_with_one_output_has_no_pairs() -> None:

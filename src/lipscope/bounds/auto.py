@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from math import inf
 
-import numpy as np
-import torch
-
 from lipscope.bounds.absolute import Absolute
 from lipscope.bounds.branch.method import BranchAndBound
+from lipscope.bounds.differences import from_all_outputs
 from lipscope.bounds.local.method import LocalJacobian
 from lipscope.bounds.method import Candidate, Effort, Method
 from lipscope.bounds.problem import Problem
 from lipscope.bounds.product import Product
 from lipscope.bounds.quadratic.method import Eclipse, EclipseFast, LipSDP
 from lipscope.claims.errors import UsageError
-from lipscope.claims.regions import Vector
 
 METHODS: tuple[Method, ...] = (
     Product(), Absolute(), EclipseFast(), LocalJacobian(), LipSDP(), Eclipse(), BranchAndBound(),
@@ -50,10 +47,14 @@ def methods(name: str) -> tuple[Method, ...]:
 
 
 def candidates(problem: Problem, effort: Effort, name: str = "auto") -> Iterator[Candidate]:
-    """What each method comes to, one after the other; none is begun after the deadline once there is a bound."""
+    """What each method comes to, one after the other, after what a bound of all outputs says; none is begun after the deadline once there is a bound."""
     known = inf
     bounded: set[str] = set()
     said: set[tuple[str, float | None]] = set()
+    given = from_all_outputs(problem, effort)
+    if given is not None and given.value is not None:
+        known = given.value
+        yield given
     for method in methods(name):
         if known < inf and effort.expired:
             if not any(other == method.name for other, _ in said):
@@ -70,16 +71,9 @@ def candidates(problem: Problem, effort: Effort, name: str = "auto") -> Iterator
         if (method.name, candidate.value) not in said or candidate.interrupted:  # once for a method that comes twice
             yield candidate
         said.add((method.name, candidate.value))
-        problem = hinted(problem, candidate.points)
+        problem = problem.with_points(candidate.points)
         if candidate.interrupted:
             return
-
-
-def hinted(problem: Problem, points: Sequence[Vector]) -> Problem:
-    """The problem with these points before its data, for searches for a lower bound."""
-    if not points:
-        return problem
-    return replace(problem, data=torch.cat([torch.from_numpy(np.stack(points)), problem.data]))
 
 
 def _portion(effort: Effort, name: str, method: Method) -> Effort:

@@ -14,7 +14,7 @@ from lipscope.bounds.local.narrowing import MOST, Narrowing, narrow
 from lipscope.claims.claim import Claim, Output
 from lipscope.claims.errors import LipscopeError
 from lipscope.claims.norms import Norm
-from lipscope.claims.regions import Everywhere, check_size
+from lipscope.claims.regions import Everywhere, Vector, check_size
 from lipscope.network.graph import Graph
 from lipscope.network.nodes import Concat, Constant, Dense, Discontinuous, Elementwise, Node, Reshape
 from lipscope.rules.questions import Interval, box_image, slopes
@@ -126,6 +126,28 @@ class Problem:
         """Boxes of all values over the region with the linear bounds that narrowed them, or None for the whole space."""
         region = self.claim.region
         return None if isinstance(region, Everywhere) else narrow(self.graph, region, self.norm, self.narrowing_work)
+
+    def with_points(self, points: Sequence[Vector]) -> Problem:
+        """The same problem with these points before its data; what was found of it is kept, none of it depends on the data."""
+        if not points:
+            return self
+        data = torch.cat([torch.from_numpy(np.stack(points)), self.data])
+        other = replace(self, data=data)
+        other.__dict__.update({name: value for name, value in self.__dict__.items() if name not in other.__dict__})
+        return other
+
+    def follow(self, whole: Problem) -> None:
+        """Take over the boxes of another problem about the same network and region, all outputs of which it asks for.
+
+        Proofs of one of the two then hold for the other: the boxes, and so the slopes, are the same.
+        """
+        if whole.narrowing is None or whole.graph.output not in self.reaching:
+            return
+        intervals = dict(whole.narrowing.intervals)
+        for index in sorted(self.reaching - intervals.keys()):
+            node = self.graph.nodes[index]
+            intervals[index] = box_image(node, *(intervals[i] for i in node.inputs))
+        self.__dict__["narrowing"] = replace(whole.narrowing, intervals=intervals)
 
     @cached_property
     def intervals(self) -> dict[int, Interval] | None:
