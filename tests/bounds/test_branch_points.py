@@ -38,12 +38,12 @@ def room(domain: Domain, slopes: np.ndarray, offsets: np.ndarray) -> float:
     n = domain.size
     lengths = np.linalg.norm(slopes, axis=1)
     rows, sides = [np.hstack([-slopes / lengths[:, None], np.ones((len(slopes), 1))])], [offsets / lengths]
-    center = domain.middle()
+    center = domain.middle
     if domain.kind == "l1":
         signs = np.array(np.meshgrid(*[[-1, 1]] * n)).reshape(n, -1).T
         rows.append(np.hstack([signs, np.zeros((len(signs), 1))]))
         sides.append(signs @ center + float(domain.second[0]))
-    limits = [(None, None)] * n if domain.kind in ("everywhere", "l1") else list(zip(*domain.ends(), strict=True))
+    limits = [(None, None)] * n if domain.kind in ("everywhere", "l1") else list(zip(*domain.ends, strict=True))
     goal = np.append(np.zeros(n), -1.0)
     for _ in range(400):
         found = linprog(goal, np.vstack(rows), np.concatenate(sides), bounds=[*limits, (None, 1.0)])
@@ -59,12 +59,12 @@ def room(domain: Domain, slopes: np.ndarray, offsets: np.ndarray) -> float:
 @pytest.mark.parametrize("kind", DOMAINS)
 def test_a_point_is_found_where_there_is_one_and_a_proof_where_there_is_none(kind: str) -> None:
     domain, seen = DOMAINS[kind], {True: 0, False: 0}
-    scale = 1.0 if domain.kind == "everywhere" else float((domain.ends()[1] - domain.ends()[0]).mean())
+    scale = 1.0 if domain.kind == "everywhere" else float((domain.ends[1] - domain.ends[0]).mean())
     for seed in range(60):
         generator = np.random.default_rng(seed)
         count = int(generator.integers(1, 14))
         slopes = generator.standard_normal((count, SIZE)) * 10 ** generator.uniform(-3, 3, (count, 1))
-        through = domain.middle() + scale * generator.uniform(-0.7, 0.7, (count, SIZE))
+        through = domain.middle + scale * generator.uniform(-0.7, 0.7, (count, SIZE))
         offsets = -np.einsum("ij,ij->i", slopes, through)
         rows = [
             Inequality((i, "above"), rationals(a.tolist()), rational(float(b)))
@@ -84,14 +84,14 @@ def test_a_point_is_found_where_there_is_one_and_a_proof_where_there_is_none(kin
             assert answer.point is not None, seed
             values = (slopes @ answer.point + offsets) / np.linalg.norm(slopes, axis=1)
             assert values.min() > 0, seed
-            away = answer.point - domain.middle()
+            away = answer.point - domain.middle
             if kind != "everywhere":
                 size = np.abs(away).sum() if kind == "l1" else np.linalg.norm(away)
                 if kind in ("l1", "l2"):
                     expect_lower(float(size), float(domain.second[0]) * (1 + 1e-7))
                 else:
-                    assert (answer.point >= domain.ends()[0] - 1e-7 * scale).all()
-                    assert (answer.point <= domain.ends()[1] + 1e-7 * scale).all()
+                    assert (answer.point >= domain.ends[0] - 1e-7 * scale).all()
+                    assert (answer.point <= domain.ends[1] + 1e-7 * scale).all()
     assert min(seen.values()) > 8, seen
 
 
@@ -100,7 +100,7 @@ def test_hyperplanes_that_leave_no_room_are_told_from_those_that_leave_some(kind
     """a x > b and a x < b: empty, and not by a margin. Then with a slab of a thousandth between them."""
     domain = DOMAINS[kind]
     slope = np.array([1.0, -2.0, 0.25, 3.0])
-    middle = float(slope @ domain.middle())
+    middle = float(slope @ domain.middle)
     for gap, empty in ((0.0, True), (-1e-3, True), (1e-3, False)):
         rows = [
             Inequality((0, "above"), rationals(slope.tolist()), rational(-middle)),
@@ -134,7 +134,7 @@ def test_the_point_for_the_lower_bound_has_room_around_it(norm: str) -> None:
     problem = pose(load(he((4, 8, 8, 2), 3), input_shape=(4,)).graph, Claim(norm, region("ball", 4, norm)[0]))
     search = Search(skeleton(problem), norm, Effort())
     evaluator = Evaluator(search.skeleton, norm)
-    found = search.skeleton.domain.middle()
+    found = search.skeleton.domain.middle
     crossing = evaluator._crossings(found)
     near = [p for p in crossing.T if np.allclose(search.skeleton.domain.pulled(p[:, None])[:, 0], p)]
     near_a_kink = 0
@@ -166,7 +166,7 @@ def test_what_is_taken_from_a_cell_is_empty_and_what_is_left_has_points_on_both_
     made, taken, left = skeleton(problem), 0, 0
     for seed in range(12):
         generator = np.random.default_rng(seed)
-        inside = made.domain.pulled(made.domain.middle()[:, None] + generator.uniform(-1, 1, (3, 1)))
+        inside = made.domain.pulled(made.domain.middle[:, None] + generator.uniform(-1, 1, (3, 1)))
         pieces = Evaluator(made, "l2").cell(inside[:, 0])
         cell = made.root
         for unit in generator.permutation(12)[:6].tolist():

@@ -20,9 +20,8 @@ from flint import fmpq, fmpq_mat
 
 from lipscope.bounds.branch.exact import Matrix, OutOfRange, Row, nearest_rows
 from lipscope.bounds.branch.forms import Forms
-from lipscope.bounds.branch.nearest import place
+from lipscope.bounds.branch.nearest import CONFLICT, place
 from lipscope.bounds.branch.region import Domain
-from lipscope.bounds.branch.skeleton import Cell
 
 Key = tuple[int, str]
 """A unit and a side, `above` or `below`."""
@@ -52,14 +51,9 @@ class Answer:
     conflict: list[Key] = field(default_factory=list)
 
 
-def inequalities(forms: Forms, cell: Cell | None = None) -> list[Inequality]:
-    """Those of the cell's units that are affine in x, as far as they are more than `0 >= 0`.
-
-    Args:
-        forms: of the cell, or of one around it, where units of the cell may be affine that are not there.
-        cell: None for that of the forms.
-    """
-    skeleton, cell = forms.skeleton, cell or forms.cell
+def inequalities(forms: Forms) -> list[Inequality]:
+    """Those of the cell's units that are affine in x, as far as they are more than `0 >= 0`."""
+    skeleton, cell = forms.skeleton, forms.cell
     found = []
     for unit, row in enumerate(forms.rows):
         low, high, root = cell.low[unit], cell.high[unit], skeleton.root
@@ -96,7 +90,7 @@ def solve(domain: Domain, rows: list[Inequality]) -> Answer:
         if row.offset <= 0:
             return Answer(proof={row.key: 1}, conflict=[row.key])
     if not moving:
-        return Answer(point=domain.middle())
+        return Answer(point=domain.middle)
     try:
         slopes = nearest_rows([row.slope for row in moving], len(domain.free))
         values = nearest_rows([domain.values([(row.slope, row.offset) for row in moving])], len(moving))[0]
@@ -110,7 +104,7 @@ def solve(domain: Domain, rows: list[Inequality]) -> Answer:
         return replace(alone, point=None if found is None else found.point)
     weights = found.multipliers
     proof = _rounded(domain, moving, weights) or _solved(domain, moving, weights, found.loose)
-    conflict = [row.key for row, w in zip(moving, weights, strict=True) if w > 1e-9 * weights.max()]
+    conflict = [row.key for row, w in zip(moving, weights, strict=True) if w > CONFLICT * weights.max()]
     return Answer(proof=proof, point=found.point, conflict=conflict)
 
 
@@ -134,7 +128,7 @@ def _solved(domain: Domain, rows: list[Inequality], weights: Matrix, loose: list
     """Multipliers that cancel exactly on the loose coordinates, near the given ones, if they prove it."""
     if not weights.max() > 0:
         return None
-    support = [i for i, w in enumerate(weights) if w > 1e-9 * weights.max()]
+    support = [i for i, w in enumerate(weights) if w > CONFLICT * weights.max()]
     system = fmpq_mat(len(loose), len(support), [rows[i].slope[c] for c in loose for i in support]) if loose else None
     values = [fmpq(round(w * 2**50 / weights.max()), 2**50) for w in weights[support]]
     if system is not None:

@@ -9,14 +9,13 @@ A unit that is not live is split only if the inequality of a decided unit waits 
 from __future__ import annotations
 
 import functools
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
-from lipscope.bounds.branch.empty import Answer, Key, inequalities, solve
+from lipscope.bounds.branch.empty import Key
 from lipscope.bounds.branch.exact import Matrix, OutOfRange
 from lipscope.bounds.branch.forms import Forms, forms_in
 from lipscope.bounds.branch.implied import Void, narrowed
@@ -25,6 +24,7 @@ from lipscope.bounds.branch.multipliers import Centre, quadratic
 from lipscope.bounds.branch.points import Evaluator, operator_norm
 from lipscope.bounds.branch.rows import RowProof, Stakes, row_bounds
 from lipscope.bounds.branch.skeleton import Cell, Skeleton
+from lipscope.bounds.branch.steering import Meeting, meeting
 from lipscope.claims.norms import Norm
 
 NEARLY = 0.8
@@ -67,6 +67,11 @@ class Finding:
     voids: Sequence[Void] = ()
     points: Matrix | None = None
 
+    def settled(self) -> Finding:
+        """Without what only the search on its parts needs."""
+        rows = {k: replace(proof, centre=None) for k, proof in self.rows.items()}
+        return replace(self, centre=None, rows=rows, voids=(), points=None)
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -76,18 +81,6 @@ class Task:
     parent: Finding | None
     target: float
     deadline: float
-
-
-@functools.lru_cache(maxsize=1)
-def _unpacked(packed: bytes) -> tuple[Skeleton, Norm, Evaluator]:
-    skeleton, norm = pickle.loads(packed)
-    return skeleton, norm, Evaluator(skeleton, norm)
-
-
-def examine_packed(packed: bytes, task: Task) -> Finding:
-    """`examine` in a process of its own; `packed` is a pickled pair of skeleton and norm."""
-    skeleton, norm, evaluator = _unpacked(packed)
-    return examine(skeleton, norm, evaluator, task)
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # in a process of its own, too
@@ -190,12 +183,12 @@ def _split(forms: Forms, stakes: Stakes, reached: _Reached) -> Split:
         for unit in own:
             pattern = pattern.above(unit, guess[unit] - 1) if guess[unit] > pattern.low[unit] else pattern
             pattern = pattern.below(unit, guess[unit]) if guess[unit] < pattern.high[unit] else pattern
-        answer = solve(forms.skeleton.domain, inequalities(forms, pattern)) if k == 0 else Answer()
-        if not answer.conflict:  # with what deeper units read in the pattern
-            answer = solve(forms.skeleton.domain, inequalities(forms_in(forms.skeleton, pattern)))
-        reached.offer(answer.point)
-        if answer.conflict:
-            named = [u for u, _ in answer.conflict if u in guess]
+        found = meeting(reached.evaluator, forms.cell, pattern) if k == 0 else Meeting()
+        if not found.conflict:  # with what deeper units read in the pattern
+            found = meeting(reached.evaluator, pattern, pattern)
+        reached.offer(found.point)
+        if found.conflict:
+            named = [u for u in found.conflict if u in guess]
             pool = named or [u for u in units if u <= own[-1]]
             return _threshold(forms, max(pool, key=lambda u: (lost[u], -u)), guess)
     best = max(units, key=lambda u: (stake[u], lost[u], -u))

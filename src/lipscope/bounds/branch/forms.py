@@ -120,9 +120,8 @@ def _columns(row: Row) -> frozenset[int]:
 def forms_in(skeleton: Skeleton, cell: Cell) -> Forms:
     """The forms of a cell."""
     inputs = skeleton.inputs
-    undecided = [u for layer in skeleton.layers for u in layer.units if not skeleton.decided(cell, u)]
-    columns = {u: inputs + i for i, u in enumerate(undecided)}
-    width = inputs + len(undecided) + 1
+    columns = {u: inputs + i for i, u in enumerate(skeleton.undecided(cell))}
+    width = inputs + len(columns) + 1
     start = fmpq_mat(inputs, width)
     for i in range(inputs):
         start[i, i] = fmpq(1)

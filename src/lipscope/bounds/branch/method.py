@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lipscope.bounds.branch.search import CLOSE, Search, certificate
+from lipscope.bounds.branch.search import Search, certificate
 from lipscope.bounds.branch.skeleton import refusal, skeleton
+from lipscope.bounds.branch.tree import CLOSE
 from lipscope.bounds.lower import lower_bound
 from lipscope.bounds.method import Candidate, Effort, LayerRow, Method, Proof, Step
 from lipscope.bounds.problem import Problem

@@ -19,7 +19,7 @@ from lipscope.claims.rounding import sqrt_up
 TOLERANCE = 2e-5
 """Relative gap of rho at which the barrier method stops: what is left is closed by splitting."""
 
-COARSE = 2e-3
+COARSE = 6e-3
 """The same where the cell will be split anyway."""
 
 WARM = 0.005

@@ -21,6 +21,9 @@ from lipscope.bounds.branch.region import Domain
 NOWHERE = 1e-13
 """|r|^2 that counts as 0: points more than a few million times farther away than the hyperplanes are not found."""
 
+CONFLICT = 1e-9
+"""Multipliers of more than this share of the largest one name the inequalities that stand against each other."""
+
 MARGINS = (0.1, 0.03, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """How far from the hyperplanes a point is to be, in these coordinates: as far as the first of them that is possible."""
 
@@ -71,11 +74,11 @@ class _Frame:
 
 
 def _frame(domain: Domain, distances: Matrix) -> _Frame:
-    center, size = domain.middle(), len(domain.free)
+    center, size = domain.middle, len(domain.free)
     if domain.kind == "everywhere":
         typical = float(np.median(distances[distances > 0])) if (distances > 0).any() else 1.0
         return _Frame(center, np.full(size, typical), np.zeros((0, size)), np.zeros(0))
-    ends = domain.ends()
+    ends = domain.ends
     assert ends is not None
     half = ends[1] / 2 - ends[0] / 2
     if domain.kind == "l2":

@@ -63,6 +63,7 @@ class Evaluator:
 
     def __init__(self, skeleton: Skeleton, norm: Norm) -> None:
         self.norm: Norm = norm
+        self.skeleton = skeleton
         self.inputs = skeleton.inputs
         self.domain = skeleton.domain
         self.layers = [_Plain.of(layer.reads) for layer in skeleton.layers]
@@ -88,6 +89,25 @@ class Evaluator:
         ]
         pieces = tuple(itertools.chain(*places))
         return Cell(pieces, pieces)
+
+    def arguments(self, cell: Cell) -> list[tuple[NDArray[np.bool_], Matrix]]:
+        """For each layer which units' arguments are affine in x on a cell, and those as rows: by x, and the value at the domain's middle."""
+        undecided = set(self.skeleton.undecided(cell))
+        values = [np.column_stack([np.eye(self.inputs), self.domain.middle])]
+        waits, found = [np.zeros(self.inputs)], []
+        for layer, own, (_, steps, shifts) in zip(self.layers, self.skeleton.layers, self.tables, strict=True):
+            argument = sum((m @ values[b] for b, m in layer.parts.items()), np.zeros((len(own.pieces), self.inputs + 1)))
+            argument[:, -1] += layer.constant
+            waiting = sum((abs(m) @ waits[b] for b, m in layer.parts.items()), np.zeros(len(own.pieces))) > 0
+            found.append((~waiting, argument))
+            low = np.array([cell.low[u] for u in own.units])[:, None]
+            still_open = np.array([u in undecided for u in own.units])
+            slopes = np.where(still_open, 0.0, np.take_along_axis(steps, low, 1)[:, 0])
+            value = slopes[:, None] * argument
+            value[:, -1] += np.take_along_axis(shifts, low, 1)[:, 0]
+            values.append(value)
+            waits.append((still_open | waiting & (slopes != 0)).astype(np.float64))
+        return found
 
     def gains(self, points: Matrix) -> Matrix:
         """`gain` of every column."""

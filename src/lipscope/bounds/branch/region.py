@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -64,10 +65,10 @@ class Domain:
 
     def values(self, rows: Sequence[tuple[Row, fmpq]]) -> Row:
         """`slope x + offset` of each row (slope, offset) at `middle`, exactly."""
-        middle = rationals(self.middle().tolist())
-        products = fmpq_mat([slope for slope, _ in rows]) * fmpq_mat(len(middle), 1, middle)
+        products = fmpq_mat([slope for slope, _ in rows]) * fmpq_mat(len(self.free), 1, self._exact_middle)
         return [p + offset for p, (_, offset) in zip(products.entries(), rows, strict=True)]
 
+    @cached_property
     def ends(self) -> tuple[Matrix, Matrix] | None:
         """Float64 ends of a box around it (free coordinates), or None; for searching."""
         if self.kind == "everywhere":
@@ -81,11 +82,10 @@ class Domain:
         """Columns as they are where they lie inside, the others moved inside in float64; for searching."""
         if self.kind == "everywhere":
             return points
-        center = self.middle()[:, None]
+        center = self.middle[:, None]
         if self.kind in ("box", "linf"):
-            found = self.ends()
-            assert found is not None
-            half = (found[1] / 2 - found[0] / 2)[:, None] * INSIDE
+            assert self.ends is not None
+            half = (self.ends[1] / 2 - self.ends[0] / 2)[:, None] * INSIDE
             return np.clip(points, center - half, center + half)
         radius = float(self.second[0]) * INSIDE
         length = np.linalg.norm(points - center, 1 if self.kind == "l1" else 2, axis=0)
@@ -94,10 +94,14 @@ class Domain:
         )
         return shrunk
 
+    @cached_property
     def middle(self) -> Matrix:
         """A point inside, in float64; for searching."""
-        found = self.ends()
-        return np.zeros(len(self.free)) if found is None else found[0] / 2 + found[1] / 2
+        return np.zeros(len(self.free)) if self.ends is None else self.ends[0] / 2 + self.ends[1] / 2
+
+    @cached_property
+    def _exact_middle(self) -> Row:
+        return rationals(self.middle.tolist())
 
 
 def domain_of(region: Region, size: int, norm: Norm) -> Domain:

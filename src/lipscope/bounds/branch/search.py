@@ -1,36 +1,29 @@
-"""Best-first branch and bound: the tree of cells, and what of it goes into a proof.
-
-The bound of the whole is the largest over the leaves of the smallest over each leaf's ancestors: a cell inherits what is
-proved of the cells around it, so splitting never makes the bound worse and it may stop at any time.
-"""
+"""Best-first branch and bound: which leaves of the tree grow next, and what of it goes into a proof."""
 
 from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from lipscope.bounds.branch.empty import inequalities, solve
 from lipscope.bounds.branch.exact import Matrix
-from lipscope.bounds.branch.examine import Finding, Task
 from lipscope.bounds.branch.forms import forms_in
 from lipscope.bounds.branch.points import Evaluator
-from lipscope.bounds.branch.skeleton import Cell, Skeleton
+from lipscope.bounds.branch.skeleton import Skeleton
+from lipscope.bounds.branch.tree import CLOSE, Branch, Growth
 from lipscope.bounds.branch.workers import Workers
 from lipscope.bounds.method import Effort
 from lipscope.claims.norms import Norm
 
-TOGETHER = 4
-"""Leaves that are split in one round, whatever the number of processes: the tree does not depend on it."""
+TOGETHER = 16
+"""Leaves that grow in one round, whatever the number of processes: the tree does not depend on it."""
 
-MOST_CELLS = 20_000
+MOST_CELLS = 60_000
 """Cells after which the search gives up: the checker has to go through them."""
-
-CLOSE = 2e-4
-"""Relative gap to the best point at which the search is done."""
 
 TRIAL = 0.1
 """After this share of the time and `CELLS_TRIED` cells (or a quarter of the time) a search that is to improve on other methods is given up"""
@@ -40,40 +33,6 @@ PACE = 4.0
 
 STEP = 5e-10
 """Relative room above the largest leaf, for the checker."""
-
-
-@dataclass(eq=False)
-class Branch:
-    """One cell of the tree.
-
-    Attributes:
-        cell: the cell.
-        finding: what is known of it.
-        bound: the smaller of its own bound and its parent's.
-        parts: the cells below and above `finding.split`, once it is split.
-    """
-
-    cell: Cell
-    finding: Finding
-    bound: float
-    parts: tuple[Branch, Branch] | None = None
-
-    def value(self) -> float:
-        """The bound that the tree from here on proves (without recursion: trees may be deep)."""
-        known: dict[int, float] = {}
-        for branch in reversed(list(self.walk())):
-            below = max(known[id(part)] for part in branch.parts) if branch.parts else np.inf
-            known[id(branch)] = min(branch.finding.bound, below)
-        return known[id(self)]
-
-    def walk(self, above: float = -np.inf) -> Iterator[Branch]:
-        """This cell and all below, each before its parts; not into cells whose own bound is at most `above`."""
-        stack = [self]
-        while stack:
-            branch = stack.pop()
-            yield branch
-            if branch.parts and branch.finding.bound > above:
-                stack += reversed(branch.parts)
 
 
 @dataclass(eq=False)
@@ -104,9 +63,10 @@ class Search:
         """Until the gap is closed, nothing is left to split, or the effort is spent; the root is always examined."""
         self._began = time.monotonic()
         with Workers(self.skeleton, self.norm, self.jobs) as workers:
-            task = Task(self.skeleton.root, None, self._target, self.effort.deadline)
             heap: list[tuple[float, int, Branch]] = []
-            self.root = self._grown(heap, workers([task])[0], np.inf, self.skeleton.root)
+            self.root, growth = workers.here.root(self._target, self.effort.deadline)
+            self._count(growth)
+            self._push(heap, [self.root])
             try:
                 self._improve(heap, workers)
             except KeyboardInterrupt:
@@ -147,23 +107,15 @@ class Search:
     def _target(self) -> float:
         return self.reached * (1 + CLOSE)
 
-    def _grown(self, heap: list[tuple[float, int, Branch]], finding: Finding, inherited: float, cell: Cell) -> Branch:
-        """The branch of a cell: what is known of it, below the empty parts that were taken from it."""
-        if finding.reached > self.reached:
-            self._attained(finding.reached, finding.point)
-        top = branch = Branch(cell, finding, min(finding.bound, inherited))
-        for void in finding.voids:
-            branch.finding = Finding("nothing", np.inf, split=(void.unit, void.threshold))
-            below, above = (part(void.unit, void.threshold) for part in (branch.cell.below, branch.cell.above))
-            rest = Branch(above if void.side == "below" else below, finding, branch.bound)
-            none = Branch(below if void.side == "below" else above, Finding("empty", 0.0, empty=void.proof), 0.0)
-            branch.parts = (none, rest) if void.side == "below" else (rest, none)
-            branch = rest
-        self.cells += 1 + len(finding.voids)
-        if finding.kind != "empty":
+    def _count(self, growth: Growth) -> None:
+        self.cells += growth.cells
+        if growth.reached > self.reached:
+            self._attained(growth.reached, growth.point)
+
+    def _push(self, heap: list[tuple[float, int, Branch]], branches: Iterable[Branch]) -> None:
+        for leaf in (leaf for branch in branches for leaf in branch.open_leaves()):
             self._pushed += 1  # leaves with equal bounds are split in the order in which they came
-            heapq.heappush(heap, (-branch.bound, self._pushed, branch))
-        return top
+            heapq.heappush(heap, (-leaf.bound, self._pushed, leaf))
 
     _pushed: int = 0
 
@@ -179,18 +131,11 @@ class Search:
         return chosen
 
     def _expand(self, heap: list[tuple[float, int, Branch]], chosen: Sequence[Branch], workers: Workers) -> None:
-        tasks, places = [], []
-        for branch in chosen:
-            assert branch.finding.split is not None
-            unit, threshold = branch.finding.split
-            for cell in (branch.cell.below(unit, threshold), branch.cell.above(unit, threshold)):
-                tasks.append(Task(cell, branch.finding, self._target, self.effort.deadline))
-                places.append(branch)
-        findings = workers(tasks)
-        for first in range(0, len(tasks), 2):
-            parent = places[first]
-            below, above = (self._grown(heap, findings[i], parent.bound, tasks[i].cell) for i in (first, first + 1))
-            parent.parts = below, above
+        for leaf, growth in zip(chosen, workers(chosen, self._target, self.effort.deadline), strict=True):
+            assert growth.parts is not None
+            leaf.take(growth.parts)
+            self._count(growth)
+            self._push(heap, growth.parts)
         top = -heap[0][0] if heap else self.reached
         self.effort.progress(f"branch: {self.cells} cells, between {self.reached:.6g} and {top:.6g}", self._share(top))
 

@@ -113,10 +113,22 @@ class Skeleton:
         """The pieces of all units."""
         return [p for layer in self.layers for p in layer.pieces]
 
-    def decided(self, cell: Cell, unit: int) -> bool:
-        """Whether the unit is one affine function in the cell."""
-        pieces, span = self.pieces_of_unit[unit], slice(cell.low[unit], cell.high[unit] + 1)
-        return len(set(zip(pieces.slopes[span], pieces.shifts[span], strict=True))) == 1
+    @cached_property
+    def _alike(self) -> list[list[int]]:
+        """For every piece of every unit the last one until which all are the same affine function."""
+        found = []
+        for pieces in self.pieces_of_unit:
+            functions = list(zip(pieces.slopes, pieces.shifts, strict=True))
+            last = list(range(len(functions)))
+            for p in reversed(last[:-1]):
+                last[p] = last[p + 1] if functions[p] == functions[p + 1] else p
+            found.append(last)
+        return found
+
+    def undecided(self, cell: Cell) -> list[int]:
+        """The units that are not one affine function in the cell, in order."""
+        ends = zip(cell.low, cell.high, self._alike, strict=True)
+        return [unit for unit, (low, high, alike) in enumerate(ends) if high > alike[low]]
 
     def __reduce__(self) -> tuple[object, ...]:
         """Matrices of rationals do not pickle by themselves."""

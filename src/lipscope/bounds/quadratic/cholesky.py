@@ -51,8 +51,9 @@ def triangular(lower: Matrix, right: Matrix, *, transposed: bool = False) -> Mat
 
 def inverse(factor: Matrix) -> Matrix:
     """`(L L^T)^{-1}`, all of it."""
-    lower = np.tril(lapack.dpotri(factor, lower=1)[0])
-    found: Matrix = lower + np.tril(lower, -1).T
+    lower = lapack.dpotri(factor, lower=1)[0]  # above its diagonal are the factor's zeros
+    found: Matrix = lower + lower.T
+    np.einsum("ii->i", found)[:] *= 0.5
     return found
 
 
