@@ -43,6 +43,9 @@ WHOLE_SHARE = 0.3
 SMALLEST_BUDGET = 0.1
 """Seconds that every difference of outputs gets, also when the budget is spent."""
 
+AGAIN = 1.0
+"""Seconds for which the search for a lower bound may begin again where it ends below the upper one, or as long as that took if it took longer."""
+
 UPPER_SHARE, LOWER_SHARE = 0.9, 0.15
 """The shares of the budget that the methods, and the search for a lower bound, may take; the latter rarely needs all of its own."""
 
@@ -275,15 +278,20 @@ def _remarks(result: Result) -> tuple[str, ...]:
 
 
 def _search(problem: Problem, method: str, effort: Effort, budget: float) -> Result:
+    began = time.monotonic()
     found, stopped = gathered(problem, effort, method)
-    winner = best(found)
+    winner, spent = best(found), time.monotonic() - began
     unbounded = prove_unbounded(problem) if winner is None else None
     share = budget * LOWER_SHARE
     search = replace(effort, deadline=time.monotonic() + (0.2 if stopped else share))
+    if winner is not None and winner.value is not None:
+        search = replace(search, known=winner.value)
     witness = None
     try:
         if unbounded is None:
-            witness = lower_bound(problem.with_points([p for c in found for p in c.points]), search)
+            witness = lower_bound(
+                problem.with_points([p for c in found for p in c.points]), search, again=max(spent, AGAIN)
+            )
     except KeyboardInterrupt:
         stopped = True
     return Result(

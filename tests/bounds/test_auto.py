@@ -10,7 +10,7 @@ import torch
 
 from lipscope import Box, load
 from lipscope.bounds import auto
-from lipscope.bounds.auto import candidates, hinted
+from lipscope.bounds.auto import candidates
 from lipscope.bounds.method import Candidate, Effort, Method
 from lipscope.bounds.problem import Problem, pose
 from lipscope.claims.claim import Claim, Output
@@ -77,7 +77,7 @@ def test_what_one_method_saw_is_data_of_the_next(monkeypatch: pytest.MonkeyPatch
     assert [c.method for c in candidates(problem, within(10))] == ["a", "b"]
     assert torch.equal(seen[0].data[0], torch.tensor([0.5, -0.5], dtype=torch.float64))
     assert len(seen[0].data) == len(problem.data) + 1 and min(told) > 9
-    assert hinted(problem, ()) is problem
+    assert problem.with_points(()) is problem
 
 
 def test_none_is_begun_after_the_deadline_once_there_is_a_bound() -> None:

@@ -333,7 +333,7 @@ def test_interrupted_it_keeps_what_is_proved() -> None:
             if len(seen) == 3:
                 raise KeyboardInterrupt
 
-    problem = posed("linf")
+    problem = posed("linf", (6, 8, 8, 2))
     candidate = BranchAndBound(jobs=1).run(problem, Effort(progress=stop))
     assert candidate.interrupted
     whole = BranchAndBound(jobs=1).run(problem, Effort())

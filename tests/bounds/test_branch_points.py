@@ -19,7 +19,8 @@ from lipscope.bounds.branch.nearest import place
 from lipscope.bounds.branch.points import Evaluator
 from lipscope.bounds.branch.region import Domain, domain_of
 from lipscope.bounds.branch.search import Search
-from lipscope.bounds.branch.skeleton import skeleton
+from lipscope.bounds.branch.skeleton import Cell, skeleton
+from lipscope.bounds.branch.steering import meeting
 from lipscope.bounds.method import Effort
 from lipscope.bounds.problem import pose
 from lipscope.claims.claim import Claim
@@ -228,3 +229,33 @@ def test_sides_of_units_with_several_thresholds_are_proved_by_one_inequality_eac
         assert all(a <= p <= b for a, p, b in zip(cell.low, pieces.low, cell.high, strict=True)), seed
     assert taken > 40
     assert cut > 10
+
+
+@pytest.mark.parametrize("kind", DOMAINS)
+def test_a_pattern_is_met_where_its_inequalities_have_a_point(kind: str) -> None:
+    """Steering in float64 agrees with the exact answer about the cells of points, and about cells without points."""
+    where = {"everywhere": Everywhere(), "box": Box(np.full(3, -1.0), np.full(3, 1.0))}.get(
+        kind, Ball(np.zeros(3), 1.0)
+    )
+    norm = kind if kind in ("l1", "l2", "linf") else "l2"
+    made = skeleton(pose(load(he((3, 7, 6, 2)), input_shape=(3,)).graph, Claim(norm, where)))
+    evaluator = Evaluator(made, norm)
+    generator, met, none = np.random.default_rng(0), 0, 0
+    for x in evaluator.domain.pulled(generator.standard_normal((3, 40)) * 0.5).T:
+        cell = evaluator.cell(x)
+        flipped = [
+            1 - p if generator.random() < 0.3 and made.root.low[u] < made.root.high[u] else p
+            for u, p in enumerate(cell.low)
+        ]
+        for pieces in (cell.low, tuple(flipped)):
+            pattern = Cell(pieces, pieces)
+            if any(not low <= p <= high for low, p, high in zip(made.root.low, pieces, made.root.high, strict=True)):
+                continue
+            exact = solve(made.domain, inequalities(forms_in(made, pattern)))
+            found = meeting(evaluator, pattern, pattern)
+            assert bool(found.conflict) == bool(exact.conflict)
+            met, none = met + (not found.conflict), none + bool(found.conflict)
+            if not found.conflict and exact.proof is None:
+                assert evaluator.cell(found.point) == pattern
+    assert met > 10, "the test needs patterns that are met"
+    assert none > 10, "the test needs patterns that are not"

@@ -8,6 +8,7 @@ float64 points: at a kink the derivative that automatic differentiation reports 
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 import warnings
@@ -21,6 +22,8 @@ from torch.func import jvp, vjp
 
 from lipscope.bounds import balls
 from lipscope.bounds.ascent import ascend
+from lipscope.bounds.branch.points import SHAKEN, Evaluator
+from lipscope.bounds.branch.skeleton import refusal, skeleton
 from lipscope.bounds.lengths import LENGTH_DOWN, LENGTH_UP, vector_norm
 from lipscope.bounds.method import Effort
 from lipscope.bounds.problem import Problem, propagate
@@ -40,6 +43,18 @@ FEW_OUTPUTS = 32
 
 PULLS = 200
 """Steps of gradient ascent at most."""
+
+CLOSE = 1e-4
+"""The relative gap to the upper bound at which a search is done, and by which a better point has to be better."""
+
+MORE = 40
+"""Other beginnings, in each of which nothing better is found, after which the search gives up (and twice as many as led to the best)."""
+
+SMALL = 3000
+"""Values in a network, at most, that is climbed over its kinks."""
+
+SAMPLE, STEPS, CLIMBS = 32, 5, 3
+"""A climb over kinks takes about so many times as long as gains of so many points, times the points of a step; some climbs are to fit into the time."""
 
 WORTH = 1e-3
 """The share of a quotient that boxes may lose before the pair is evaluated in balls, which takes longer."""
@@ -70,18 +85,24 @@ class Witness:
     interrupted: bool = False
 
 
-def lower_bound(problem: Problem, effort: Effort, rounds: int = 40) -> Witness | None:
+def lower_bound(problem: Problem, effort: Effort, rounds: int = 40, again: float = 0.0) -> Witness | None:
     """The best pair that the search finds until about the effort's deadline; None if nothing above 0 is proved.
 
-    Half of the time goes to points with large Jacobians, half to pulling the best pairs apart by gradient ascent. The
+    At most half of the time goes to points with large Jacobians, half to pulling the best pairs apart by gradient ascent. The
     proof of the best pair comes after that: boxes take a moment, balls (for deep networks) up to a minute or two.
     Interrupted by the user, it returns the best pair so far, and raises KeyboardInterrupt where there is none.
+
+    Args:
+        problem: the claim.
+        effort: until when; a pair that reaches `known` ends the search.
+        rounds: steps from one set of beginnings.
+        again: seconds for other beginnings, as long as the best upper bound is not reached.
     """
     began = time.monotonic()
     search, interrupted = _Search(problem, effort), False
     try:
         with torch.enable_grad():
-            _look(search, effort, began + (effort.deadline - began) / 2, rounds)
+            _look(search, effort, began + (effort.deadline - began) / 2, rounds, again)
     except KeyboardInterrupt:
         interrupted = True
         effort.progress("lower bound: stopped, keeping the best pair", 1.0)
@@ -98,16 +119,53 @@ def lower_bound(problem: Problem, effort: Effort, rounds: int = 40) -> Witness |
     return Witness(x, y, value, time.monotonic() - began, interrupted)
 
 
-def _look(search: _Search, effort: Effort, half: float, rounds: int) -> None:
-    points = search.starts()
-    scores, directions = search.climb(points)
-    for done in range(rounds):
-        effort.progress("lower bound: climbing", done / rounds)
-        points, scores, directions = search.round(points, scores, directions)
-        if time.monotonic() >= half:
-            break
+def _look(search: _Search, effort: Effort, half: float, rounds: int, again: float) -> None:
+    points, scores, directions = search.climbed(search.starts(), rounds, half)
+    _begin_again(search, effort, min(half, time.monotonic() + again), rounds, float(scores.max()))
     if not effort.expired:
         search.pull_apart(points, directions)
+
+
+def _begin_again(search: _Search, effort: Effort, until: float, rounds: int, best: float) -> None:
+    """Other beginnings, until they lead nowhere for a while; the best points of all are among the search's pairs.
+
+    Piecewise linear networks that are small enough are climbed over their kinks, one at a time: there, random steps
+    end sooner, and lower.
+    """
+    kinks, last, top = _kinks(search.problem, until) if time.monotonic() < until else None, 0, None
+    for done in itertools.count(1):
+        if best * (1 + CLOSE) >= effort.known or time.monotonic() >= until or done > MORE + 2 * last:
+            return
+        effort.progress("lower bound: from other beginnings", min(1.0, done / (MORE + 2 * last)))
+        points = search.starts()[len(search.problem.data[: search.batch]) :]
+        if top is not None and done % 2:
+            points = search.around(top, len(points))
+        if kinks is None:
+            reached = float(search.climbed(points, rounds, until)[1].max())
+        else:
+            x = points.T.numpy()
+            found = torch.from_numpy(kinks.climb(x[:, int(np.argmax(kinks.gains(x)))], until))[None]
+            norms, directions = search.climb(search.inside(found))
+            reached = float(norms.max())
+            if reached > best:
+                search.try_pairs(found, directions)
+                top = found
+        if reached > best * (1 + CLOSE):
+            best, last = reached, done
+
+
+def _kinks(problem: Problem, until: float) -> Evaluator | None:
+    """What climbs over kinks, for networks that it can be made for in a moment, and if some climbs fit into the time."""
+    if sum(node.size for node in problem.graph.nodes) > SMALL or refusal(problem) is not None:
+        return None
+    made = skeleton(problem)
+    if len(made.domain.free) < problem.graph.input_size:
+        return None
+    evaluator, began = Evaluator(made, problem.norm), time.monotonic()
+    evaluator.gains(np.zeros((made.inputs, SAMPLE)))
+    tried = 2 * len(made.pieces_of_unit) + SHAKEN
+    climb = STEPS * tried * (time.monotonic() - began)
+    return evaluator if CLIMBS * climb < until - began else None
 
 
 def quotient(problem: Problem, x: Vector, y: Vector) -> float:
@@ -211,6 +269,11 @@ class _Search:
             ]
         return self.inside(torch.cat(points))
 
+    def around(self, point: Tensor, count: int) -> Tensor:
+        """Points around one (1, n), nearer and farther."""
+        scale = point.abs().max() * 10.0 ** (2 * self._uniform(count, 1) - 1.5)
+        return self.inside(point + scale * self._random(count, self.size))
+
     def climb(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Norms of the Jacobians at the points and the directions that nearly attain them, (B,) and (B, n).
 
@@ -278,11 +341,21 @@ class _Search:
             direction = _maximiser(gradient, norm, self._random(*points.shape))
         return best, kept
 
+    def climbed(self, points: Tensor, rounds: int, until: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Where some rounds lead from the points: others, the norms of their Jacobians, and the directions."""
+        scores, directions = self.climb(points)
+        for done in range(rounds):
+            self.effort.progress("lower bound: climbing", done / rounds)
+            points, scores, directions = self.round(points, scores, directions)
+            if time.monotonic() >= until:
+                break
+        return points, scores, directions
+
     def round(self, points: Tensor, scores: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One round: the best points stay, random subsets of their coordinates are moved, better ones are kept."""
         order = scores.argsort(descending=True)[: min(4, len(scores))]
         points, scores, directions = points[order], scores[order], directions[order]
-        self._try_pairs(points[:1], directions[:1])
+        self.try_pairs(points[:1], directions[:1])
         copies = max(self.batch // len(points), 1)
         seeds = points.repeat_interleave(copies, 0)
         scale = 10.0 ** (2.5 * self._uniform(len(seeds), 1) - 2)
@@ -299,7 +372,7 @@ class _Search:
         order = everything[1].argsort(descending=True)[: self.batch]
         return everything[0][order], everything[1][order], everything[2][order]
 
-    def _try_pairs(self, points: Tensor, directions: Tensor) -> None:
+    def try_pairs(self, points: Tensor, directions: Tensor) -> None:
         """Quotients of `x +- t v` for many lengths t; those that promise most after rounding are kept for the proof."""
         for x, v in zip(points, directions, strict=True):
             lengths = _lengths(float(x.abs().max()))
@@ -340,11 +413,11 @@ class _Search:
         for i in best[:6].tolist():
             self.pairs.append((float(found.value[i]), found.x[i].numpy(), found.y[i].numpy()))
         x, y = found.x[best[:3]], found.y[best[:3]]
-        self._try_pairs(self.inside((x + y) / 2), _unit(x - y, self.problem.norm))
+        self.try_pairs(self.inside((x + y) / 2), _unit(x - y, self.problem.norm))
         ends = self.inside(torch.cat([x, y, (x + y) / 2]))
         norms, along = self.climb(ends)
         top = norms.argsort(descending=True)[:3]
-        self._try_pairs(ends[top], along[top])
+        self.try_pairs(ends[top], along[top])
 
     def best_pair(self) -> tuple[Vector, Vector, float] | None:
         """The pair with the largest proved quotient among the twelve with the largest computed ones."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,6 +60,21 @@ class _Plain:
         return sum((m @ values[b] for b, m in self.parts.items()), np.zeros((len(self.constant), values[0].shape[1])))
 
 
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """A layer at some points.
+
+    Attributes:
+        arguments: what its units read, (units, points).
+        slopes: of its units there.
+        plain: whether all of them are off their kinks, (points,).
+    """
+
+    arguments: Matrix
+    slopes: Matrix
+    plain: NDArray[np.bool_]
+
+
 class Evaluator:
     """A skeleton in float64."""
 
@@ -83,10 +100,8 @@ class Evaluator:
 
     def cell(self, x: Matrix) -> Cell:
         """The cell of all units' pieces at x."""
-        arguments = self._followed(x[:, None])[1]
-        places = [
-            (v > thresholds).sum(-1).tolist() for (v, _), (thresholds, _, _) in zip(arguments, self.tables, strict=True)
-        ]
+        steps = self._followed(x[:, None])
+        places = [(s.arguments > table[0]).sum(-1).tolist() for s, table in zip(steps, self.tables, strict=True)]
         pieces = tuple(itertools.chain(*places))
         return Cell(pieces, pieces)
 
@@ -96,7 +111,9 @@ class Evaluator:
         values = [np.column_stack([np.eye(self.inputs), self.domain.middle])]
         waits, found = [np.zeros(self.inputs)], []
         for layer, own, (_, steps, shifts) in zip(self.layers, self.skeleton.layers, self.tables, strict=True):
-            argument = sum((m @ values[b] for b, m in layer.parts.items()), np.zeros((len(own.pieces), self.inputs + 1)))
+            argument = sum(
+                (m @ values[b] for b, m in layer.parts.items()), np.zeros((len(own.pieces), self.inputs + 1))
+            )
             argument[:, -1] += layer.constant
             waiting = sum((abs(m) @ waits[b] for b, m in layer.parts.items()), np.zeros(len(own.pieces))) > 0
             found.append((~waiting, argument))
@@ -111,34 +128,52 @@ class Evaluator:
 
     def gains(self, points: Matrix) -> Matrix:
         """`gain` of every column."""
-        jacobians, _, plain = self._followed(points)
-        found: Matrix = (
-            np.linalg.norm(jacobians, ORDER[self.norm], axis=(1, 2)) if jacobians[0].size else np.zeros(points.shape[1])
-        )
-        return np.where(plain, found, 0.0)
+        steps = self._followed(points)
+        jacobians = self._backward(steps) if len(self.output.constant) < self.inputs else self._forward(steps)[1]
+        if not jacobians[0].size:
+            return np.zeros(points.shape[1])
+        found: Matrix = np.linalg.norm(jacobians, ORDER[self.norm], axis=(1, 2))
+        return np.where(np.all([s.plain for s in steps], axis=0), found, 0.0)
 
-    def _followed(self, points: Matrix) -> tuple[Matrix, list[tuple[Matrix, Matrix]], NDArray[np.bool_]]:
-        """The Jacobians at all points, for each layer the arguments and their Jacobians, and which points are off the kinks."""
-        count = points.shape[1]
-        values, jacobians = [points], [np.broadcast_to(np.eye(self.inputs), (count, self.inputs, self.inputs))]
-        arguments, plain = [], np.ones(count, dtype=bool)
-        for layer, (thresholds, steps, shifts) in zip(self.layers, self.tables, strict=True):
+    def _followed(self, points: Matrix) -> list[_Step]:
+        """What the units of each layer read at all points, and their slopes there."""
+        values, found = [points], []
+        for layer, (thresholds, slopes, shifts) in zip(self.layers, self.tables, strict=True):
             v = layer.apply(values) + layer.constant[:, None]
             size = 1 + np.abs(layer.constant)[:, None]
             for b, m in layer.parts.items():
                 size = size + np.abs(m) @ np.abs(values[b])
             away = np.abs(v[..., None] - thresholds[:, None]) > MARGIN * size[..., None]
-            plain &= away.all(axis=(0, 2))
             place = (v[..., None] > thresholds[:, None]).sum(-1)
-            slopes = np.take_along_axis(steps, place, 1)
-            moved = _through(layer, jacobians, (count, len(v), self.inputs))
-            arguments.append((v, moved))
-            jacobians.append(slopes.T[:, :, None] * moved)
-            values.append(slopes * v + np.take_along_axis(shifts, place, 1))
-        return _through(self.output, jacobians, (count, len(self.output.constant), self.inputs)), arguments, plain
+            step = _Step(v, np.take_along_axis(slopes, place, 1), np.asarray(away.all(axis=(0, 2))))
+            values.append(step.slopes * v + np.take_along_axis(shifts, place, 1))
+            found.append(step)
+        return found
 
-    def climb(self, x: Matrix) -> Matrix:
-        """A point of the domain, from x by steps over the kink of one unit, or small ones at random.
+    def _forward(self, steps: Sequence[_Step]) -> tuple[list[Matrix], Matrix]:
+        """The Jacobians of what each layer reads, and those of the network, at all points."""
+        count = len(steps[0].plain)
+        jacobians, moved = [np.broadcast_to(np.eye(self.inputs), (count, self.inputs, self.inputs))], []
+        for layer, step in zip(self.layers, steps, strict=True):
+            moved.append(_through(layer, jacobians, (count, len(step.slopes), self.inputs)))
+            jacobians.append(step.slopes.T[:, :, None] * moved[-1])
+        return moved, _through(self.output, jacobians, (count, len(self.output.constant), self.inputs))
+
+    def _backward(self, steps: Sequence[_Step]) -> Matrix:
+        """The Jacobians of the network, from its outputs on: the faster way where these are few."""
+        count, outputs = len(steps[0].plain), len(self.output.constant)
+        sizes = [self.inputs, *(len(step.slopes) for step in steps)]
+        adjoints = [np.zeros((count, outputs, size)) for size in sizes]
+        for b, m in self.output.parts.items():
+            adjoints[b] += m
+        for k in reversed(range(len(steps))):
+            pulled = adjoints[k + 1] * steps[k].slopes.T[:, None]
+            for b, m in self.layers[k].parts.items():
+                adjoints[b] += pulled @ m
+        return adjoints[0]
+
+    def climb(self, x: Matrix, until: float = math.inf) -> Matrix:
+        """A point of the domain, from x by steps over the kink of one unit, or small ones at random; no steps after `until` (`time.monotonic()`).
 
         Each step goes to the `WIDTH` best points in cells that were not met before, told apart by their gains.
         """
@@ -146,6 +181,8 @@ class Evaluator:
         points, best, found, in_vain = x[:, None], self.gain(x), x, 0
         met = {float(f"{best:.9g}")}
         for _ in range(ROUNDS):
+            if time.monotonic() > until:
+                break
             with np.errstate(all="ignore"):  # a unit that hardly moves has its kink out of reach; the gain there is 0
                 trials = [t for p in points.T for t in (self._crossings(p), self._shaken(p, generator))]
                 tried = self.domain.pulled(np.concatenate(trials, axis=1))
@@ -177,10 +214,10 @@ class Evaluator:
 
     def _crossings(self, x: Matrix) -> Matrix:
         """Points a little beyond every threshold of every unit, as if x stayed in its cell until there."""
-        _, arguments, _ = self._followed(x[:, None])
+        steps = self._followed(x[:, None])
         found = [x[:, None]]
-        for (v, moved), (thresholds, _, _) in zip(arguments, self.tables, strict=True):
-            slope = moved[0]
+        for step, (slope,), (thresholds, _, _) in zip(steps, self._forward(steps)[0], self.tables, strict=True):
+            v = step.arguments
             square = np.einsum("ij,ij->i", slope, slope)
             for column in thresholds.T:
                 usable = np.isfinite(column) & (square > 0)

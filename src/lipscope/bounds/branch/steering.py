@@ -48,7 +48,7 @@ def meeting(evaluator: Evaluator, around: Cell, pattern: Cell) -> Meeting:
                 rows.append(-_shifted(arguments[i], thresholds[i, high]))
                 units.append(unit)
     table = np.array(rows).reshape(len(rows), skeleton.inputs + 1)
-    moving = table[:, :-1].any(1)
+    moving = np.asarray(table[:, :-1].any(1))
     still = [u for u, row, moves in zip(units, table, moving, strict=True) if not moves and row[-1] < 0]
     if still:
         return Meeting(conflict=still[:1])

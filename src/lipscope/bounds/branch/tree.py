@@ -7,6 +7,7 @@ proved of the cells around it, so splitting never makes the bound worse and it m
 from __future__ import annotations
 
 import heapq
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -115,23 +116,23 @@ class Gardener:
             target: a bound that needs no improvement.
             deadline: `time.monotonic()` after which only the leaf itself is split.
         """
-        growth = Growth()
-        growth.parts = self._split(leaf, target, deadline, growth)
+        growth, top = Growth(), leaf
         heap: list[tuple[float, int, Branch]] = []
-        pushed = 0
-        for number in range(1, SPLITS):
-            new = growth.parts if number == 1 else top.parts
-            assert new is not None
-            for branch in (b for part in new for b in part.open_leaves()):
-                pushed += 1
-                heapq.heappush(heap, (-branch.bound, pushed, branch))
+        pushed = itertools.count()
+        for number in range(SPLITS):
+            parts = self._split(top, target, deadline, growth)
+            if number == 0:
+                growth.parts = parts
+            else:
+                top.take(parts)
+            for branch in (b for part in parts for b in part.open_leaves()):
+                heapq.heappush(heap, (-branch.bound, next(pushed), branch))
             target = max(target, growth.reached * (1 + CLOSE))
             if not heap or time.monotonic() > deadline:
                 break
             top = heapq.heappop(heap)[2]
             if top.bound <= target or top.finding.split is None:
                 break
-            top.take(self._split(top, target, deadline, growth))
         return growth
 
     def _split(self, leaf: Branch, target: float, deadline: float, growth: Growth) -> tuple[Branch, Branch]:

@@ -17,7 +17,8 @@ factorisation. At the start `Q = fl(F^T F)` plus the row sums of its error bound
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from lipscope.bounds.threads import threads_for
 from lipscope.claims.definite import shifted_cholesky
 from lipscope.claims.rounding import gamma, sqrt_up
 
-ROOM = (1e-13, 1e-11, 1e-9, 1e-7, 1e-5)
+ROOM = (1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-7, 1e-5)
 """What is added to the diagonal of a Schur complement, relatively, tried in this order."""
 
 SURPLUS = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
@@ -173,11 +174,17 @@ def _semidefinite(matrix: Matrix, error: Matrix) -> bool:
 
 
 def _largest(form: Matrix, guess: float) -> float | None:
-    """A proved upper bound of the largest eigenvalue of the form on the input, the first of some just above `guess`."""
+    """A proved upper bound of the largest eigenvalue of the form on the input, the first of some just above `guess` or else above itself."""
     if not form.any():
         return 0.0
-    for room in SURPLUS:
-        rho = guess * (1 + room)
+    # In deep networks what was added to the first forms may grow on the way, so that the guess is out of reach.
+    for rho in itertools.chain((guess * (1 + room) for room in SURPLUS), _above(form)):
         if _semidefinite(np.diag(np.full(len(form), rho)) - form, 1e-15 * (np.abs(form) + np.eye(len(form)) * rho)):
             return rho
     return None
+
+
+def _above(form: Matrix) -> Iterator[float]:
+    """Numbers above the largest eigenvalue, computed when they are asked for."""
+    top = float(np.linalg.eigvalsh(form)[-1])
+    yield from (top * (1 + room) for room in SURPLUS)

@@ -31,7 +31,7 @@ from lipscope.bounds.quadratic.newton import minimise
 from lipscope.bounds.quadratic.stacked import Layer, Matrix, Stacked, Vector
 from lipscope.bounds.threads import threads_for
 
-ROOM, LAST = 0.5, 1e-6
+ROOM, LAST = 0.7, 1e-6
 """The relative gap of s at which a stage stops: all but the last, and the last, whose s is the bound."""
 
 Stage = Callable[[Layer, Matrix, Matrix], Vector | None]

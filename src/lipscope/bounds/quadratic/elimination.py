@@ -27,6 +27,10 @@ Choice = Callable[[int, Matrix], Vector]
 """Multipliers of a layer (from 0) once the form on its own units is known."""
 
 
+GROWTH = 1.01
+"""Steps in which multipliers are enlarged that are too small."""
+
+
 class Infeasible(Exception):
     """The multipliers of layer `layer` (from 0) are too small."""
 
@@ -103,8 +107,8 @@ def norm_start(network: Stacked, room: float = 1.05) -> Vector:
     return eliminate(network, choose)[1]
 
 
-def repaired(network: Stacked, values: Vector, growth: float = 1.01) -> Vector:
-    """The multipliers, each layer's enlarged by the smallest power of `growth` that makes its S positive definite.
+def repaired(network: Stacked, values: Vector, room: float = 0.01) -> Vector:
+    """The multipliers, each layer's enlarged until its S is positive definite, and then by `room`, relatively.
 
     Raises:
         Infeasible: a layer would need more than 1e6 times its multipliers.
@@ -115,9 +119,9 @@ def repaired(network: Stacked, values: Vector, growth: float = 1.01) -> Vector:
         while factor < 1e6:
             try:
                 cholesky(2 * factor * np.diag(current) - inner)
-                return factor * growth * current
+                return factor * (1 + room) * current
             except LinAlgError:
-                factor *= growth if factor < 1.5 else 2.0
+                factor *= GROWTH if factor < 1.5 else 2.0
         raise Infeasible(k)
 
     return eliminate(network, choose)[1]

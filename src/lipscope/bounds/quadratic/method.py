@@ -10,7 +10,7 @@ import numpy as np
 
 from lipscope.bounds.method import Candidate, Effort, LayerRow, Method, Proof, Step
 from lipscope.bounds.problem import Problem
-from lipscope.bounds.product import composed
+from lipscope.bounds.product import composed, with_room
 from lipscope.bounds.quadratic.certify import proved_constant
 from lipscope.bounds.quadratic.chain_newton import climb
 from lipscope.bounds.quadratic.closed_form import chain_weights, eclipse, eclipse_fast
@@ -46,6 +46,9 @@ class Quadratic(Method):
     portion = 0.5
     """Of the time left, what the closed forms and the proofs of all parts may take."""
 
+    at_once = False
+    """Whether a network that is one part is bounded without its norms first, which on deep narrow networks take as long as all else."""
+
     def accepts(self, problem: Problem) -> str | None:
         """l2; where no part fits, the bound is the product of norms."""
         return None if problem.norm == "l2" else f"quadratic constraints bound the l2 norm, not {problem.norm}"
@@ -53,6 +56,9 @@ class Quadratic(Method):
     def search(self, problem: Problem, effort: Effort) -> Candidate:
         """The product bound with every part replaced by its quadratic bound where that is smaller."""
         began = time.monotonic()
+        alone = self._alone(problem, effort, began) if self.at_once and "product" not in problem.shared else None
+        if alone is not None:
+            return alone
         composition = composed(problem, _half(effort))
         product = composition.known
         steps = {step.node: step for step in composition.steps}
@@ -92,6 +98,32 @@ class Quadratic(Method):
             composition.failure, tuple(rows[i] for i in sorted(rows)), "; ".join(notes), composition.interrupted,
         )  # fmt: skip
 
+    def _alone(self, problem: Problem, effort: Effort, began: float) -> Candidate | None:
+        """The bound where one part is the whole network and nothing vanishes on the way; None where there is more to it."""
+        output, notes = problem.graph.output, list[str]()
+        chosen = self._in_time(problem, effort)
+        if [(w.start, w.end) for w in chosen] != [(0, output)] or any(problem.constant[i] for i in problem.reaching):
+            return None
+        effort.progress(f"{self.name}: the whole network", 0.0)
+        try:
+            with np.errstate(all="ignore"):
+                part = piece(problem, 0, output)
+                small = part.stacked.reduced_input()
+                norms = float(np.sqrt(smallest_rho(small, norm_start(small, 1.0))))
+        except (OutOfRange, Infeasible, np.linalg.LinAlgError, ArithmeticError, ValueError):
+            return None
+        step = self._bound(problem, chosen[0], effort, notes, part)
+        if step is None or not VANISHING < step.constant < norms * (1 - GAIN):
+            return None
+        names = [n.name for i in sorted(problem.reaching) if (n := problem.graph.nodes[i]).affine and n.parameters()]
+        row = LayerRow(
+            " + ".join(dict.fromkeys(names)), f"{len(names)} layers together", None, step.constant, "quadratic"
+        )
+        value = with_room(step.constant, 1)
+        return Candidate(
+            self.name, value, time.monotonic() - began, Proof(self.name, (step,)), layers=(row,), note="; ".join(notes)
+        )
+
     def images(self, problem: Problem, passed: list[int], effort: Effort) -> list[Torus]:
         """Parts made of convolutions that are bounded frequency by frequency; none unless a method says otherwise."""
         del problem, passed, effort
@@ -115,12 +147,14 @@ class Quadratic(Method):
                 return f"no part of the network fits into --memory {effort.memory} bytes; this is the product of norms"
         return NO_PART
 
-    def _bound(self, problem: Problem, window: Window, effort: Effort, notes: list[str]) -> Step | None:
+    def _bound(
+        self, problem: Problem, window: Window, effort: Effort, notes: list[str], part: Piece | None = None
+    ) -> Step | None:
         """The step that bounds a part, if its multipliers can be found and proved."""
         try:
             # Overflow on the way to multipliers is no harm: what is not finite is not proved.
             with np.errstate(all="ignore"):
-                part = piece(problem, window.start, window.end)
+                part = part or piece(problem, window.start, window.end)
                 offers = [*self.multipliers(part.stacked, effort), *_shared(problem, part)]
                 found = _best_proved(part, offers)
         except OutOfRange as reason:
@@ -159,6 +193,15 @@ def _on_torus(torus: Torus, effort: Effort, notes: list[str]) -> Step | None:
     )
     return found
 
+
+ROOMS = (1e-8, 0.01, 0.1)
+"""By how much multipliers from the boundary are enlarged, relatively: as little as a proof needs, or so much that the closed form gains by it: up to a sixth."""
+
+VANISHING = 1e-200
+"""Bounds below are left to the norms: they know what is 0, and what float64 cannot hold."""
+
+GAIN = 1e-3
+"""How much below the product of norms, relatively, a bound has to be for the norms not to be needed."""
 
 SECONDS = 4e-10
 """About what the matrices of a part, the closed form and the proof take, times `cubes`."""
@@ -249,8 +292,8 @@ def _feasible(network: Stacked, values: Vector | None) -> tuple[float, Vector]:
     """What multipliers prove once they are a little inside; infinity for None."""
     if values is None:
         return float("inf"), np.zeros(network.units)
-    inside = repaired(network, values * 1.001)
-    return smallest_rho(network, inside), inside
+    found = [(smallest_rho(network, inside), inside) for inside in (repaired(network, values, room) for room in ROOMS)]
+    return min(found, key=lambda pair: pair[0])
 
 
 class EclipseFast(Quadratic):
@@ -258,6 +301,7 @@ class EclipseFast(Quadratic):
 
     name = "eclipse-fast"
     portion = 0.15
+    at_once = True
 
     def multipliers(self, network: Stacked, effort: Effort) -> list[Offer]:
         """Closed-form multipliers."""
@@ -269,6 +313,7 @@ class Eclipse(Quadratic):
     """ECLipsE (arXiv 2404.04375): each layer's best multipliers after those before it; for chains, others as `eclipse-fast`."""
 
     name = "eclipse"
+    at_once = True
 
     def multipliers(self, network: Stacked, effort: Effort) -> list[Offer]:
         """Those of the stages, and the closed form, which greedy stages may miss."""
