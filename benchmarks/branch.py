@@ -36,7 +36,7 @@ SMALL = [
 """Enumerated in every norm, everywhere, on a box and on a ball."""
 
 LARGER = [(4, 6, 6, 3), (6, 7, 7, 1), (8, 12, 12, 2), (10, 16, 16, 1)]
-LARGEST = [(10, 24, 24, 1), (10, 20, 20, 20, 3)]
+LARGEST = [(10, 18, 18, 1), (5, 10, 10, 10, 1), (6, 18, 18, 3), (10, 24, 24, 1), (10, 20, 20, 20, 3)]
 """Not enumerated; the last ones are not closed in a minute in every norm, and are looked at everywhere alone."""
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(0.2), "steep": lambda: nn.LeakyReLU(2.5), "abs": Abs}

@@ -86,9 +86,13 @@ def smallest_rho(network: Stacked, values: Vector) -> float:
         left, _ = eliminate(network, lambda k, inner: values[network.units_of(k)])
     except Infeasible:
         return float("inf")
-    if not np.isfinite(left).all():
+    return _largest(left)
+
+
+def _largest(form: Matrix) -> float:
+    if not np.isfinite(form).all():
         return float("inf")
-    return max(0.0, float(np.linalg.eigvalsh((left + left.T) / 2)[-1]))
+    return max(0.0, float(np.linalg.eigvalsh((form + form.T) / 2)[-1]))
 
 
 def norm_start(network: Stacked, room: float = 1.05) -> Vector:
@@ -107,8 +111,8 @@ def norm_start(network: Stacked, room: float = 1.05) -> Vector:
     return eliminate(network, choose)[1]
 
 
-def repaired(network: Stacked, values: Vector, room: float = 0.01) -> Vector:
-    """The multipliers, each layer's enlarged until its S is positive definite, and then by `room`, relatively.
+def repaired(network: Stacked, values: Vector, room: float = 0.01) -> tuple[float, Vector]:
+    """The multipliers, each layer's enlarged until its S is positive definite, and then by `room`, relatively; and before them `smallest_rho`.
 
     Raises:
         Infeasible: a layer would need more than 1e6 times its multipliers.
@@ -124,4 +128,5 @@ def repaired(network: Stacked, values: Vector, room: float = 0.01) -> Vector:
                 factor *= GROWTH if factor < 1.5 else 2.0
         raise Infeasible(k)
 
-    return eliminate(network, choose)[1]
+    left, chosen = eliminate(network, choose)
+    return _largest(left), chosen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +23,13 @@ from lipscope.bounds.quadratic.torus import Torus
 from lipscope.bounds.quadratic.torus_axes import NoTorus
 from lipscope.bounds.quadratic.torus_parts import bound_part, torus_windows
 from lipscope.bounds.quadratic.windows import Window, affordable, cheapest, cubes, gates, windows
+
+
+ROOMS = (1e-8, 0.01, 0.1)
+"""By how much multipliers from the boundary are enlarged, relatively: as little as a proof needs, or so much that the closed form gains by it: up to a sixth."""
+
+INSIDE = (0.01,)
+"""The same for where a search begins: nearer to the boundary its first steps would be short."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,9 +202,6 @@ def _on_torus(torus: Torus, effort: Effort, notes: list[str]) -> Step | None:
     return found
 
 
-ROOMS = (1e-8, 0.01, 0.1)
-"""By how much multipliers from the boundary are enlarged, relatively: as little as a proof needs, or so much that the closed form gains by it: up to a sixth."""
-
 VANISHING = 1e-200
 """Bounds below are left to the norms: they know what is 0, and what float64 cannot hold."""
 
@@ -280,19 +285,19 @@ def _take(
     )  # fmt: skip
 
 
-def _start(network: Stacked) -> tuple[float, Vector]:
+def _start(network: Stacked, rooms: Sequence[float] = ROOMS) -> tuple[float, Vector]:
     """The better of the closed form and the norms."""
     best = norm_start(network)
     rho = smallest_rho(network, best)
-    closed = _feasible(network, eclipse_fast(network))
+    closed = _feasible(network, eclipse_fast(network), rooms)
     return min((rho, best), closed, key=lambda pair: pair[0])
 
 
-def _feasible(network: Stacked, values: Vector | None) -> tuple[float, Vector]:
+def _feasible(network: Stacked, values: Vector | None, rooms: Sequence[float] = ROOMS) -> tuple[float, Vector]:
     """What multipliers prove once they are a little inside; infinity for None."""
     if values is None:
         return float("inf"), np.zeros(network.units)
-    found = [(smallest_rho(network, inside), inside) for inside in (repaired(network, values, room) for room in ROOMS)]
+    found = [repaired(network, values, room) for room in rooms]
     return min(found, key=lambda pair: pair[0])
 
 
@@ -338,7 +343,7 @@ class LipSDP(Quadratic):
     def multipliers(self, network: Stacked, effort: Effort) -> list[Offer]:
         """The points on the way to the optimum; the remark estimates the gap to it, where one is known."""
         small = network.reduced_input()
-        rho, values = _start(small)
+        rho, values = _start(small, INSIDE)
         fits = _interior_bytes(small) <= affordable(effort.memory)
         chain = chain_weights(small) is not None
         if chain and (not fits or _deep(small)):
@@ -384,7 +389,7 @@ def _deep(network: Stacked) -> bool:
 def _by_chain(network: Stacked, effort: Effort) -> list[Offer]:
     """The stages' multipliers, and what sweeps and Newton steps come to from them, or from the norms' where there are no stages."""
     now = time.monotonic()
-    stages = _feasible(network, eclipse(network, now + (effort.deadline - now) / 2))
+    stages = _feasible(network, eclipse(network, now + (effort.deadline - now) / 2), INSIDE)
     values = stages[1] if stages[0] < np.inf else norm_start(network)
     rho = 1.05 * smallest_rho(network, values)
     path = climb(network, rho, values, effort.deadline, affordable(effort.memory))
