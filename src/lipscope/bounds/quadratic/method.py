@@ -25,7 +25,7 @@ from lipscope.bounds.quadratic.torus_parts import bound_part, torus_windows
 from lipscope.bounds.quadratic.windows import Window, affordable, cheapest, cubes, gates, windows
 
 ROOMS = (1e-8, 0.01, 0.1)
-"""By how much multipliers from the boundary are enlarged, relatively: as little as a proof needs, or so much that the closed form gains by it: up to a sixth."""
+"""By how much multipliers from the boundary are enlarged, relatively: as little as a proof needs, or so much that the closed form gains by it: up to a fifth."""
 
 INSIDE = (0.01,)
 """The same for where a search begins: nearer to the boundary its first steps would be short."""
