@@ -325,6 +325,20 @@ def test_the_stages_of_a_deep_network_are_proved() -> None:
     expect_lower(stages.lower, stages.upper.value)
 
 
+def test_multipliers_that_cannot_be_proved_are_not_passed_over_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    prove, refused = quadratic.proved_constant, list[float]()
+
+    def hard(part: object, values: object, rho: float) -> float | None:
+        refused.append(rho)
+        return None if len(refused) == 1 else prove(part, values, rho)
+
+    monkeypatch.setattr(quadratic, "proved_constant", hard)
+    found = bound(load(he_network((10, *[30] * 5, 5)), input_shape=(10,)), method="eclipse", budget=10, check=False)
+    assert found.upper.value is not None
+    assert "could not be proved" in found.candidates[0].note
+    assert f"{refused[0] ** 0.5:.6g}" in found.candidates[0].note
+
+
 @pytest.mark.parametrize("method", ["eclipse-fast", "eclipse"])
 def test_a_network_that_is_one_part_needs_no_norms(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(*_: object, **__: object) -> None:

@@ -14,6 +14,7 @@ from lipscope.bounds.problem import Problem
 from lipscope.bounds.product import Composition
 from lipscope.bounds.quadratic.pairs import Multipliers
 from lipscope.bounds.segments import anchors, segment
+from lipscope.claims.rounding import sum_up
 from lipscope.operator_norm import enclose
 
 
@@ -58,6 +59,7 @@ def from_all_outputs(problem: Problem, effort: Effort) -> Candidate | None:
     value = Composition(problem, effort, anchors(problem)).recompose(steps)
     steps = (*proof.steps, replace(steps[-1], constant=value))
     return Candidate(
-        whole.method, value, time.monotonic() - began, Proof(proof.method, steps), whole.failure,
+        whole.method, value, time.monotonic() - began, Proof(proof.method, steps),
+        sum_up([whole.failure, norm.failure]),
         note="from the bound of all outputs",
     )  # fmt: skip

@@ -173,7 +173,9 @@ class Quadratic(Method):
         if found is None:
             notes.append("the multipliers found could not be proved in float64")
             return None
-        t, offer = found
+        t, offer, promised = found
+        if t > promised * (1 + COARSE):
+            notes.append(f"the best multipliers found promise {promised:.6g}, which could not be proved in float64")
         if offer.note:
             notes.append(offer.note)
         return Step(part.end, "quadratic", t, part.start, t, _evidence(part, offer.values))
@@ -248,8 +250,8 @@ def _share(effort: Effort, parts: int) -> Effort:
     return replace(effort, deadline=now + (effort.deadline - now) / parts)
 
 
-def _best_proved(part: Piece, offers: list[Offer]) -> tuple[float, Offer] | None:
-    """The smallest constant that is proved, and its multipliers; offers that cannot be below it are not tried."""
+def _best_proved(part: Piece, offers: list[Offer]) -> tuple[float, Offer, float] | None:
+    """The smallest constant that is proved, its multipliers, and what the best ones promise; offers that cannot be below it are not tried."""
     small = part.stacked.reduced_input()
     promised = sorted((smallest_rho(small, o.values), i) for i, o in enumerate(offers))
     best: tuple[float, Offer] | None = None
@@ -259,7 +261,7 @@ def _best_proved(part: Piece, offers: list[Offer]) -> tuple[float, Offer] | None
         t = proved_constant(part, offers[i].values, rho)
         if t is not None and (best is None or t < best[0]):
             best = t, offers[i]
-    return best
+    return None if best is None else (*best, float(np.sqrt(promised[0][0])))
 
 
 def _evidence(part: Piece, values: Vector) -> dict[str, object]:
